@@ -1,0 +1,42 @@
+# Every target sets up what it needs from a clean clone: a virtual environment in .venv, the generated stubs, and
+# llama.cpp's converter. `make demo` and `make test` are the two that matter.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test bench lint clients setup clean
+
+demo: setup
+	$(BIN)/modelledger demo
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/modelledger bench append --json
+	$(BIN)/modelledger bench startup --json
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+
+# Stubs for other languages come here as they are added; the Python ones are made by the build.
+clients: setup
+	$(BIN)/python hatch_build.py
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt hatch_build.py $(shell find protos -name '*.proto')
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/python -m quantizer.converter
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

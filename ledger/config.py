@@ -1,0 +1,38 @@
+"""The [ledger] section of the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ledger.kit.serve import Listening
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerConfig(Listening):
+    """How the ledger process runs.
+
+    data:      directory of everything it keeps: keys/, artifacts/, log.db
+    database:  SQLAlchemy URL; empty for SQLite at data/log.db
+    listen:    gRPC address
+    http:      address of the static reads
+    origin:    name of the log; made from its key when empty
+    """
+
+    data: Path = Path("data")
+    database: str = ""
+    listen: str = "127.0.0.1:50051"
+    http: str = "127.0.0.1:8080"
+    origin: str = ""
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.data / 'log.db'}"
+
+    @property
+    def keys(self) -> Path:
+        return self.data / "keys"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.data / "artifacts"

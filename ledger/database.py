@@ -1,0 +1,78 @@
+"""SQLAlchemy engines as the store wants them, and what a driver's errors mean to a caller."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
+
+from ledger.errors import DamagedLog, ModelLedgerError, Unreachable
+
+# The file is not the database that was written: https://www.sqlite.org/rescode.html
+_SQLITE_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+# data_corrupted and index_corrupted: https://www.postgresql.org/docs/current/errcodes-appendix.html
+_POSTGRESQL_DAMAGE = ("XX001", "XX002")
+
+
+def writer_engine(url: str, *, synchronous: str = "FULL") -> Engine:
+    """For write transactions. `synchronous` is SQLite's: FULL flushes every commit to disk."""
+    if _is_sqlite(url):
+        # The write lock is taken at once: upgrading a read transaction later can fail under another writer.
+        return _sqlite(url, "BEGIN IMMEDIATE", synchronous)
+    # READ COMMITTED: what is read after the advisory lock was waited for is what its last holder committed.
+    return _postgresql(url, "READ COMMITTED")
+
+
+def reader_engine(url: str) -> Engine:
+    """For read transactions, each on one snapshot."""
+    return _sqlite(url, "BEGIN", "FULL") if _is_sqlite(url) else _postgresql(url, "REPEATABLE READ")
+
+
+@contextmanager
+def driver_errors() -> Iterator[None]:
+    """Raise what the database's driver reports as an error of ours."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise meaning(error) from error
+
+
+def meaning(error: DBAPIError) -> ModelLedgerError:
+    """DamagedLog when the database says its own bytes are wrong, otherwise Unreachable."""
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    damaged = code is not None and code & 0xFF in _SQLITE_DAMAGE
+    if damaged or getattr(error.orig, "sqlstate", None) in _POSTGRESQL_DAMAGE:
+        return DamagedLog(f"the ledger's database is damaged: {error.orig}; restore it from a backup")
+    return Unreachable(
+        f"the ledger's database cannot be used: {error.orig}; check its URL, permissions and free disk space"
+    )
+
+
+def _is_sqlite(url: str) -> bool:
+    return url.startswith("sqlite")
+
+
+def _postgresql(url: str, isolation_level: Any) -> Engine:
+    # Acknowledged means durable, whatever the server's own setting is.
+    options = {"options": "-c synchronous_commit=on"}
+    return create_engine(url, pool_pre_ping=True, isolation_level=isolation_level, connect_args=options)
+
+
+def _sqlite(url: str, begin: str, synchronous: str) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # the driver begins no transactions; the next function does
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA synchronous={synchronous}")
+
+    @event.listens_for(engine, "begin")
+    def begin_transaction(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine

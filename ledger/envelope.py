@@ -1,0 +1,193 @@
+"""DSSE v1 envelopes: the exact bytes that are signed, and the exact bytes the log stores.
+
+    {"payload": "<base64>", "payloadType": "application/vnd.in-toto+json",
+     "signatures": [{"keyid": "<hex>", "sig": "<base64>"}]}
+
+A signature covers PAE(payloadType, payload), so the JSON around it needs no canonical form. An envelope
+is parsed once and never written again: the bytes that came in are the log entry.
+
+    entry = sign(payload, [signer])
+    envelope = parse(entry)                       # structure only
+    verify(envelope, keyid, load_public_key(der)) # then the signature
+
+A keyid is a hint that nothing authenticates: look the key up by it, then trust what the key verifies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Protocol
+
+from cryptography import exceptions
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+
+from ledger import strict_json
+from ledger.errors import EventTooLarge, InvalidInput, InvalidSignature, MalformedEvent
+from ledger.strict_text import decode_any_base64, encode_base64
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+MAX_ENTRY = 65_535  # an entry bundle writes the length as uint16 (tlog-tiles, "Log Entries")
+MAX_SIGNATURES = 16
+MAX_KEYID = 128  # characters; ours have 64
+MAX_KEY_DER = 1_024  # bytes; P-256 needs 91
+
+PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+
+_ECDSA_SHA256 = ec.ECDSA(hashes.SHA256())
+
+
+class Signer(Protocol):
+    @property
+    def keyid(self) -> str:
+        """Hex SHA-256 of `public_key_der`."""
+
+    @property
+    def public_key_der(self) -> bytes:
+        """DER SubjectPublicKeyInfo."""
+
+    def sign(self, data: bytes) -> bytes:
+        """P-256: DER ECDSA signature over SHA-256 of `data`. Ed25519: 64 bytes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    keyid: str
+    sig: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    payload: bytes
+    payload_type: str
+    signatures: tuple[Signature, ...]
+
+
+def pae(payload_type: str, payload: bytes) -> bytes:
+    """`DSSEv1 <len type> <type> <len payload> <payload>`, lengths in bytes (DSSE protocol, "Signature Definition")."""
+    encoded_type = payload_type.encode()
+    return b"DSSEv1 %d %s %d %s" % (len(encoded_type), encoded_type, len(payload), payload)
+
+
+def payload_digest(envelope: Envelope) -> str:
+    """Hex SHA-256 of the payload. Two envelopes with one payload say the same, whatever their signatures."""
+    return sha256(envelope.payload).hexdigest()
+
+
+def key_id(public_key: PublicKey) -> str:
+    """Hex SHA-256 of the DER SubjectPublicKeyInfo."""
+    return sha256(public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def load_public_key(der: bytes) -> PublicKey:
+    """ECDSA P-256 or Ed25519 from DER SubjectPublicKeyInfo. Raises InvalidInput for anything else."""
+    if len(der) > MAX_KEY_DER:
+        raise InvalidInput(f"public key has {len(der)} bytes, more than {MAX_KEY_DER}")
+    try:
+        key = load_der_public_key(der)
+    except (ValueError, exceptions.UnsupportedAlgorithm):
+        raise InvalidInput("public key is not DER SubjectPublicKeyInfo") from None
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        if not isinstance(key.curve, ec.SECP256R1):
+            raise InvalidInput(f"public key is on curve {key.curve.name}, expected P-256 or Ed25519")
+    elif not isinstance(key, ed25519.Ed25519PublicKey):
+        raise InvalidInput(f"public key is {type(key).__name__}, expected ECDSA P-256 or Ed25519")
+    # One key, one DER, one keyid: a compressed point would give the same key a second identity.
+    if key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != der:
+        raise InvalidInput("public key is not in its canonical DER form (uncompressed point, no extra bytes)")
+    return key
+
+
+def sign(payload: bytes, signers: Sequence[Signer], payload_type: str = PAYLOAD_TYPE) -> bytes:
+    """The envelope as compact JSON bytes, ready to be stored. Raises EventTooLarge, InvalidInput."""
+    keyids = [signer.keyid for signer in signers]
+    if not 1 <= len(keyids) <= MAX_SIGNATURES or len(set(keyids)) != len(keyids):
+        raise InvalidInput(f"an envelope needs 1 to {MAX_SIGNATURES} signers with different keys")
+    message = pae(payload_type, payload)
+    envelope = {
+        "payload": encode_base64(payload).decode(),
+        "payloadType": payload_type,
+        "signatures": [
+            {"keyid": signer.keyid, "sig": encode_base64(signer.sign(message)).decode()} for signer in signers
+        ],
+    }
+    data = json.dumps(envelope, separators=(",", ":")).encode()
+    _check_size(data)
+    return data
+
+
+def parse(data: bytes, payload_type: str = PAYLOAD_TYPE) -> Envelope:
+    """Check the structure of an envelope; signatures are not verified. Raises MalformedEvent, EventTooLarge."""
+    _check_size(data)
+    try:
+        value = strict_json.loads(data)
+        fields = _fields(value, "envelope", {"payload", "payloadType", "signatures"})
+        if fields["payloadType"] != payload_type:
+            raise ValueError(f"payloadType must be {payload_type!r}")
+        listed = fields["signatures"]
+        if not isinstance(listed, list) or not 1 <= len(listed) <= MAX_SIGNATURES:
+            raise ValueError(f"signatures must be a list of 1 to {MAX_SIGNATURES}")
+        payload = _base64(fields["payload"], "payload")
+        signatures = tuple(_signature(item, f"signatures[{i}]") for i, item in enumerate(listed))
+        # (t, n) thresholds count keys (DSSE protocol): a second signature of one key adds nothing.
+        if len({signature.keyid for signature in signatures}) != len(signatures):
+            raise ValueError("signatures has two entries with one keyid")
+    except ValueError as error:
+        raise MalformedEvent(f"not a DSSE envelope: {error}") from None
+    return Envelope(payload, payload_type, signatures)
+
+
+def verify(envelope: Envelope, keyid: str, public_key: PublicKey) -> None:
+    """Check the signature that carries `keyid` with `public_key`. Raises InvalidSignature."""
+    signature = next((found for found in envelope.signatures if found.keyid == keyid), None)
+    if signature is None:
+        raise InvalidSignature(f"the envelope has no signature by key {keyid}")
+    message = pae(envelope.payload_type, envelope.payload)
+    try:
+        if isinstance(public_key, ed25519.Ed25519PublicKey):
+            public_key.verify(signature.sig, message)
+        else:
+            public_key.verify(signature.sig, message, _ECDSA_SHA256)
+    except exceptions.InvalidSignature:
+        raise InvalidSignature(
+            f"the signature by key {keyid} does not fit the payload: it was changed, or signed with another key"
+        ) from None
+
+
+def _check_size(data: bytes) -> None:
+    if len(data) > MAX_ENTRY:
+        raise EventTooLarge(
+            f"the envelope has {len(data)} bytes, at most {MAX_ENTRY} fit: "
+            "store large content as an artifact and name it by digest"
+        )
+
+
+def _signature(value: Any, where: str) -> Signature:
+    fields = _fields(value, where, {"keyid", "sig"})
+    keyid = fields["keyid"]
+    if not isinstance(keyid, str) or not 1 <= len(keyid) <= MAX_KEYID or not keyid.isascii():
+        raise ValueError(f"{where}.keyid must be a string of 1 to {MAX_KEYID} ASCII characters")
+    return Signature(keyid, _base64(fields["sig"], f"{where}.sig"))
+
+
+def _fields(value: Any, where: str, expected: set[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be an object")
+    if value.keys() != expected:
+        missing, unknown = sorted(expected - value.keys()), sorted(value.keys() - expected)
+        raise ValueError(f"{where} has missing fields {missing} and unknown fields {unknown}"[:300])
+    return value
+
+
+def _base64(value: Any, where: str) -> bytes:
+    if not isinstance(value, str):
+        raise ValueError(f"{where} must be a string")
+    try:
+        return decode_any_base64(value.encode())
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None

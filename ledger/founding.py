@@ -1,0 +1,65 @@
+"""The first events of a log: its creation and the enrolment of the actors that will write in it.
+
+Runs at every start and appends only what is missing, so a crash half-way is completed by the next start.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from modelledger.ledger.v1 import events_pb2
+
+from ledger.envelope import Signer
+from ledger.errors import OtherLog
+from ledger.events import ROLES
+from ledger.kit.keys import FileSigner, actor_signer, log_key
+from ledger.local_actor import LocalActor
+from ledger.note import LogSigner
+from ledger.rules import Known, current_key
+from ledger.sequencer import Sequencer
+from ledger.statement import Artifact
+
+
+def log_signer(keys: Path, origin: str) -> LogSigner:
+    """The log's key in `keys`, made on first run, under `origin` or a name made from the key."""
+    key = log_key(keys / "log.key")
+    public = key.public_key().public_bytes_raw()
+    return LogSigner(origin or f"modelledger.local/{hashlib.sha256(public).hexdigest()[:12]}", key)
+
+
+def actor_signers(keys: Path) -> dict[str, FileSigner]:
+    """One signing key per role, made on first run; an actor is called like its role."""
+    return {role: actor_signer(keys / f"{role}.key") for role in ROLES}
+
+
+def found(sequencer: Sequencer, log: LogSigner, signers: Mapping[str, Signer]) -> None:
+    """Create the log when it is empty, and enrol the actors that are not. Raises OtherLog for foreign keys."""
+    ledger = LocalActor("ledger", signers["ledger"], sequencer)
+    if sequencer.store.head.size == 0:
+        verifier = log.verifier
+        created = events_pb2.LogCreated(
+            origin=log.name, log_vkey=log.vkey(), actor_public_key=_text(ledger.signer.public_key_der)
+        )
+        log_artifact = Artifact(f"log/{log.name}", hashlib.sha256(verifier.public_key).hexdigest())
+        sequencer.append_now([ledger.sign(created, "log", 1, [log_artifact, _key("ledger", ledger.signer)])])
+    for actor, signer in signers.items():
+        known = Known(keys=sequencer.known_keys)
+        key = known.keys.get(signer.keyid)
+        stream = f"actors/{actor}"
+        if key is None and current_key(known, actor) is not None:
+            raise OtherLog(f"the key file of {actor!r} is not the key enrolled in this log; restore the right key file")
+        if ledger.next_version(stream) > 1:
+            continue
+        enrolled = events_pb2.ActorEnrolled(actor=actor, public_key=_text(signer.public_key_der), role=actor)
+        sequencer.append_now([ledger.sign(enrolled, stream, 1, [_key(actor, signer)])])
+
+
+def _key(actor: str, signer: Signer) -> Artifact:
+    return Artifact(f"actors/{actor}", signer.keyid)
+
+
+def _text(der: bytes) -> str:
+    return base64.b64encode(der).decode()

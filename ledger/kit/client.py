@@ -1,0 +1,123 @@
+"""Calling a service: channels, deadlines, request ids, and google.rpc.Status back into our exceptions."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from ledger.errors import BY_REASON, ModelLedgerError, NotFound, Overloaded, Unreachable, Violation
+from ledger.kit.interceptors import DOMAIN, REQUEST_HEADER, USER_HEADER
+
+DEADLINE = 30.0  # seconds, unless a call says otherwise
+MAX_MESSAGE = 16 << 20
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+_BY_CODE: dict[grpc.StatusCode, type[ModelLedgerError]] = {
+    grpc.StatusCode.UNAVAILABLE: Unreachable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Unreachable,
+    grpc.StatusCode.CANCELLED: Unreachable,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+}
+
+
+def connect(address: str, *, ca_file: str = "", cert_file: str = "", key_file: str = "") -> grpc.Channel:
+    """A channel to host:port; TLS when `ca_file` is given. Connects lazily."""
+    options = [
+        ("grpc.max_receive_message_length", MAX_MESSAGE),
+        # Reconnect soon after a restart instead of backing off for up to two minutes.
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    if not ca_file:
+        return grpc.insecure_channel(address, options=options)
+    key = Path(key_file).read_bytes() if key_file else None
+    certificate = Path(cert_file).read_bytes() if cert_file else None
+    credentials = grpc.ssl_channel_credentials(Path(ca_file).read_bytes(), key, certificate)
+    return grpc.secure_channel(address, credentials, options=options)
+
+
+def call(
+    method: grpc.UnaryUnaryMultiCallable[Request, Response],
+    request: Request,
+    *,
+    timeout: float = DEADLINE,
+    user: str = "",
+) -> Response:
+    """One call. Raises an error of our tree."""
+    try:
+        return method(request, timeout=timeout, metadata=metadata(user))
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from None
+
+
+def upload(
+    method: grpc.StreamUnaryMultiCallable[Request, Response],
+    requests: Iterator[Request],
+    *,
+    timeout: float = 600.0,
+    user: str = "",
+) -> Response:
+    """One call that sends a stream. Raises an error of our tree."""
+    try:
+        return method(requests, timeout=timeout, metadata=metadata(user))
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from None
+
+
+def stream(
+    method: grpc.UnaryStreamMultiCallable[Request, Response],
+    request: Request,
+    *,
+    timeout: float | None = None,
+    user: str = "",
+) -> tuple[Callable[[], bool], Iterator[Response]]:
+    """A call that answers with a stream: what cancels it, and the responses. They raise an error of our tree."""
+    running = method(request, timeout=timeout, metadata=metadata(user))
+
+    def responses() -> Iterator[Response]:
+        try:
+            yield from running
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+
+    return running.cancel, responses()
+
+
+def metadata(user: str = "") -> tuple[tuple[str, str], ...]:
+    """Who calls, and an id for the call."""
+    return ((USER_HEADER, user or _user()), (REQUEST_HEADER, uuid.uuid4().hex))
+
+
+def from_rpc_error(error: grpc.RpcError) -> ModelLedgerError:
+    """The exception that the service raised, or the nearest one when it did not come from a service of ours."""
+    status = rpc_status.from_call(error)
+    reason, violations, extra = "", [], {}
+    for detail in status.details if status else ():
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == DOMAIN:
+            reason, extra = info.reason, dict(info.metadata)
+        elif detail.Is(bad.DESCRIPTOR) and detail.Unpack(bad):
+            violations = [Violation(v.field, v.reason, v.description) for v in bad.field_violations]
+    message = str(error.details() or error.code().name)
+    kind = BY_REASON.get(reason) or _BY_CODE.get(error.code(), ModelLedgerError)
+    if not reason and kind is Unreachable:
+        message = f"no answer from the service ({message}); is it running? start it with: modelledger up"
+    return kind(message, violations=violations, metadata=extra)
+
+
+def _user() -> str:
+    try:
+        return os.environ.get("MODELLEDGER_USER") or getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"

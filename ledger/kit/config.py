@@ -1,0 +1,87 @@
+"""Configuration: one TOML file plus environment, read once into frozen dataclasses.
+
+    [ledger]
+    listen = "127.0.0.1:50051"
+
+Each service reads its own section into its own dataclass (`<service>/config.py` documents the fields). An environment
+variable MODELLEDGER_<SECTION>_<FIELD> wins over the file. An unknown field, a wrong type or a missing file is refused
+with file, field and reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ledger.errors import InvalidConfig
+
+Section = TypeVar("Section")
+
+
+def read_file(path: Path | None) -> dict[str, Any]:
+    """The whole file as nested dicts; empty without a file."""
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InvalidConfig(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"{path}: {error}") from None
+
+
+def section(
+    kind: type[Section], name: str, document: Mapping[str, Any], environment: Mapping[str, str], source: str = ""
+) -> Section:
+    """Fill dataclass `kind` from document[name] and MODELLEDGER_<NAME>_<FIELD> variables."""
+    values = document.get(name, {})
+    where = source or "configuration"
+    if not isinstance(values, dict):
+        raise InvalidConfig(f"{where}: [{name}] is not a table")
+    types_of = typing.get_type_hints(kind)
+    fields = {field.name: types_of[field.name] for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise InvalidConfig(f"{where}: [{name}] {unknown[0]}: unknown field; known are {', '.join(sorted(fields))}")
+    result = {field: _typed(value, fields[field], f"{where}: [{name}] {field}") for field, value in values.items()}
+    for field, wanted in fields.items():
+        variable = f"MODELLEDGER_{name.upper()}_{field.upper()}"
+        if variable in environment:
+            result[field] = _parsed(environment[variable], wanted, f"environment: {variable}")
+    return kind(**result)
+
+
+def _typed(value: Any, wanted: Any, where: str) -> Any:
+    if wanted is Path and isinstance(value, str):
+        return Path(value).expanduser()
+    if typing.get_origin(wanted) is tuple and isinstance(value, list):
+        element = typing.get_args(wanted)[0]
+        return tuple(_typed(item, element, f"{where}[{number}]") for number, item in enumerate(value))
+    if isinstance(wanted, types.UnionType):
+        return _typed(value, next(t for t in typing.get_args(wanted) if t is not type(None)), where)
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:
+        raise InvalidConfig(f"{where}: is {type(value).__name__}, expected {getattr(wanted, '__name__', wanted)}")
+    return value
+
+
+def _parsed(text: str, wanted: Any, where: str) -> Any:
+    if typing.get_origin(wanted) is tuple:
+        element = typing.get_args(wanted)[0]
+        return tuple(_parsed(part.strip(), element, where) for part in text.split(",") if part.strip())
+    if isinstance(wanted, types.UnionType):
+        return _parsed(text, next(t for t in typing.get_args(wanted) if t is not type(None)), where)
+    if wanted is bool:
+        if text.lower() not in ("true", "false"):
+            raise InvalidConfig(f"{where}: {text!r} is not true or false")
+        return text.lower() == "true"
+    try:
+        return Path(text).expanduser() if wanted is Path else wanted(text)
+    except ValueError:
+        raise InvalidConfig(f"{where}: {text!r} is not {wanted.__name__}") from None

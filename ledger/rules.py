@@ -1,0 +1,331 @@
+"""What may be appended: a pure function from what is known and an event to the list of what is wrong.
+
+`check` answers every violation at once; an empty list means accepted. `learn` is how an accepted event
+changes what is known. The sequencer runs both inside its write transaction, the auditor over a whole log.
+
+The last rule is the point of the system: every material and every spoken-of subject was introduced by an
+earlier event under that name and is not revoked, and every digest in an event's data is one of its subjects or
+materials. So a record that names the wrong base model, or data nobody registered, cannot be written.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ledger.envelope import load_public_key
+from ledger.errors import InvalidInput, Violation
+from ledger.events import KINDS, LEDGER, ROLES, Kind
+from ledger.statement import Artifact, Event
+
+
+@dataclass(frozen=True)
+class ActorKey:
+    """A public key (DER SubjectPublicKeyInfo) that may sign for an actor from `enrolled_at` on."""
+
+    actor: str
+    role: str
+    public_key: bytes
+    enrolled_at: int
+    retired_at: int | None = None
+
+
+@dataclass(frozen=True)
+class Introduced:
+    """Under which names a digest was introduced, by the event at which index, and since when it is revoked."""
+
+    names: frozenset[str]
+    index: int
+    revoked_at: int | None = None
+
+
+@dataclass
+class Known:
+    """Everything the rules may ask. The store fills in what a batch mentions; the auditor holds it all."""
+
+    size: int = 0
+    keys: dict[str, ActorKey] = field(default_factory=dict)
+    artifacts: dict[str, Introduced] = field(default_factory=dict)
+    streams: dict[str, int] = field(default_factory=dict)
+    ids: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def fork(self) -> Known:
+        """A copy to try events on; the original stays as it is."""
+        return Known(self.size, dict(self.keys), dict(self.artifacts), dict(self.streams), dict(self.ids))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An event with what was found out about it before the write transaction.
+
+    verified: ids of the keys whose signatures verify; problems: failed signatures, violations of the schema.
+    """
+
+    event: Event
+    payload_sha256: str
+    verified: frozenset[str]
+    problems: tuple[Violation, ...] = ()
+
+
+def check(known: Known, candidate: Candidate) -> list[Violation]:
+    """Everything that forbids appending the candidate next; empty when it may be appended."""
+    event = candidate.event
+    kind = KINDS.get(event.kind)
+    if kind is None:
+        return [_violation("predicate.event.kind", "UNKNOWN_KIND", f"{event.kind!r} is not a kind of event")]
+    found = list(candidate.problems)
+    found.extend(_actor(known, candidate, kind))
+    found.extend(_position(known, event, kind))
+    found.extend(_required(event, kind))
+    found.extend(_artifacts(known, event, kind))
+    found.extend(_key_events(known, event))
+    return found
+
+
+def learn(known: Known, candidate: Candidate) -> None:
+    """Take an accepted event in: it gets index `known.size`."""
+    event, index = candidate.event, known.size
+    kind = KINDS[event.kind]
+    known.size += 1
+    known.streams[event.stream] = event.version
+    known.ids[event.id] = (index, candidate.payload_sha256)
+    for subject in event.subjects:
+        if kind.introduces:
+            earlier = known.artifacts.get(subject.sha256, Introduced(frozenset(), index))
+            known.artifacts[subject.sha256] = replace(earlier, names=earlier.names | {subject.name})
+        if kind.revokes:
+            known.artifacts[subject.sha256] = replace(known.artifacts[subject.sha256], revoked_at=index)
+    learn_keys(known, event, index)
+
+
+def founder(event: Event) -> ActorKey | None:
+    """The key that a LogCreated event enrols, before anything is known."""
+    if event.kind != "LogCreated":
+        return None
+    der = _decode_key(event.data.get("actorPublicKey"))
+    return ActorKey(event.actor, LEDGER, der, 0) if der else None
+
+
+def _actor(known: Known, candidate: Candidate, kind: Kind) -> Iterator[Violation]:
+    event = candidate.event
+    keys = known.keys
+    if known.size == 0:
+        key = founder(event)
+        keys = {hashlib.sha256(key.public_key).hexdigest(): key} if key else {}
+    signers = [keys[key_id] for key_id in candidate.verified if key_id in keys]
+    if not signers:
+        # A signature that fails is already reported as such.
+        if not any(problem.field == "signatures" for problem in candidate.problems):
+            yield _violation("signatures", "UNKNOWN_ACTOR", "no signature is by an enrolled actor's key")
+        return
+    own = [key for key in signers if key.actor == event.actor]
+    if not own:
+        yield _violation(
+            "predicate.event.actor",
+            "UNKNOWN_ACTOR",
+            f"{event.actor!r} did not sign; {signers[0].actor!r} did",
+        )
+    elif all(key.retired_at is not None for key in own):
+        yield _violation(
+            "signatures",
+            "REVOKED_ACTOR",
+            f"the key of {event.actor!r} was revoked or replaced at index {own[0].retired_at}",
+        )
+    elif own[0].role not in kind.roles:
+        yield _violation(
+            "predicate.event.kind",
+            "KIND_NOT_ALLOWED",
+            f"an actor with role {own[0].role!r} may not write {kind.name}",
+        )
+
+
+def _position(known: Known, event: Event, kind: Kind) -> Iterator[Violation]:
+    if (known.size == 0) != (event.kind == "LogCreated"):
+        yield _violation(
+            "predicate.event.kind", "REFUSED", "LogCreated is the first event of a log, and only the first"
+        )
+    inside = event.stream.startswith(kind.stream) if kind.stream.endswith("/") else event.stream == kind.stream
+    if not inside:
+        yield _violation(
+            "predicate.event.stream", "MALFORMED_EVENT", f"{kind.name} belongs into a stream {kind.stream}…"
+        )
+    expected = known.streams.get(event.stream, 0) + 1
+    if event.version != expected:
+        yield _violation(
+            "predicate.event.version",
+            "WRONG_STREAM_VERSION",
+            f"stream {event.stream} is at version {expected - 1}, so the next is {expected}, not {event.version}",
+        )
+
+
+def _required(event: Event, kind: Kind) -> Iterator[Violation]:
+    for name in kind.required:
+        if event.data.get(name) in (None, "", [], {}):
+            yield _violation(f"predicate.data.{name}", "MALFORMED_EVENT", f"is required in {kind.name}")
+
+
+def _artifacts(known: Known, event: Event, kind: Kind) -> Iterator[Violation]:
+    for position, material in enumerate(event.materials):
+        yield from _usable(known, material, f"predicate.materials[{position}]", may_be_revoked=False)
+    for position, subject in enumerate(event.subjects):
+        where = f"subject[{position}]"
+        if not kind.introduces:
+            yield from _usable(known, subject, where, may_be_revoked=kind.of_revoked)
+        elif not subject.name.startswith(kind.introduces):
+            yield _violation(
+                where,
+                "MALFORMED_EVENT",
+                f"{kind.name} introduces {' or '.join(kind.introduces)}…, not {subject.name!r}",
+            )
+        else:
+            earlier = known.artifacts.get(subject.sha256)
+            if earlier and earlier.revoked_at is not None:
+                yield _violation(where, "REVOKED_MATERIAL", f"{subject.name} was revoked at index {earlier.revoked_at}")
+    yield from _data_agrees(event)
+
+
+def _data_agrees(event: Event) -> Iterator[Violation]:
+    """What an event's data says about artifacts is what its subjects and materials say."""
+    named: dict[str, set[str]] = {}
+    for artifact in (*event.materials, *event.subjects):
+        named.setdefault(artifact.sha256, set()).add(artifact.name)
+    for path, owner, digest in _digests(event.data, "predicate.data"):
+        names = named.get(digest)
+        expected = owner.get("name") if path.endswith(".sha256") else None
+        if path.endswith((".baseSha256", ".base_sha256")):
+            expected = f"base-models/{owner.get('key') or owner.get('base')}"
+        if names is None:
+            yield _violation(path, "UNKNOWN_MATERIAL", f"{digest} is neither a subject nor a material of this event")
+        elif expected and expected not in names:
+            yield _violation(path, "UNKNOWN_MATERIAL", f"is {sorted(names)}, not {expected!r}")
+    # A base named without its digest would only be claimed: nothing could be compared with it.
+    for field_name in ("trained", "adapters"):
+        items = event.data.get(field_name)
+        for position, item in enumerate(items if isinstance(items, list) else ()):
+            if isinstance(item, dict) and not item.get("baseSha256"):
+                where = f"predicate.data.{field_name}[{position}].baseSha256"
+                yield _violation(where, "MALFORMED_EVENT", f"is required in {event.kind}")
+    if event.kind == "QuantizationCompleted":
+        name = f"base-models/{event.data.get('base')}"
+        if not any(material.name == name for material in event.materials):
+            yield _violation("predicate.data.base", "UNKNOWN_MATERIAL", f"{name} is not a material of this event")
+
+
+def _usable(known: Known, artifact: Artifact, where: str, *, may_be_revoked: bool) -> Iterator[Violation]:
+    introduced = known.artifacts.get(artifact.sha256)
+    if introduced is None:
+        yield _violation(
+            where, "UNKNOWN_MATERIAL", f"no earlier event introduced {artifact.name} sha256:{artifact.sha256}"
+        )
+    elif artifact.name not in introduced.names:
+        yield _violation(
+            where,
+            "UNKNOWN_MATERIAL",
+            f"sha256:{artifact.sha256} was introduced as {sorted(introduced.names)}, not as {artifact.name!r}",
+        )
+    elif introduced.revoked_at is not None and not may_be_revoked:
+        yield _violation(where, "REVOKED_MATERIAL", f"{artifact.name} was revoked at index {introduced.revoked_at}")
+
+
+def _digests(value: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """Every digest named anywhere in an event's data, with its place and the object it stands in."""
+    if isinstance(value, dict):
+        for name, child in value.items():
+            # proto3 JSON reads both spellings of a field, baseSha256 and base_sha256.
+            if name.lower().endswith("sha256") and isinstance(child, str) and child:
+                yield f"{path}.{name}", value, child
+            else:
+                yield from _digests(child, f"{path}.{name}")
+    elif isinstance(value, list):
+        for position, child in enumerate(value):
+            yield from _digests(child, f"{path}[{position}]")
+
+
+def _key_events(known: Known, event: Event) -> Iterator[Violation]:
+    """Enrolment, rotation and revocation agree with themselves and with the keys so far."""
+    if event.kind not in ("LogCreated", "ActorEnrolled", "ActorKeyRotated", "ActorRevoked"):
+        return
+    actor = event.actor if event.kind == "LogCreated" else event.data.get("actor")
+    current = current_key(known, str(actor))
+    if event.kind != "LogCreated" and event.stream != f"actors/{actor}":
+        yield _violation("predicate.event.stream", "MALFORMED_EVENT", f"is not actors/{actor}")
+    if event.kind == "ActorRevoked":
+        if current is None:
+            yield _violation("predicate.data.actor", "UNKNOWN_ACTOR", f"{actor!r} has no key to revoke")
+        elif Artifact(f"actors/{actor}", hashlib.sha256(current.public_key).hexdigest()) not in event.subjects:
+            yield _violation("subject", "MALFORMED_EVENT", f"is not actors/{actor} with its present key's digest")
+        return
+    name = "actorPublicKey" if event.kind == "LogCreated" else "publicKey"
+    der = _decode_key(event.data.get(name))
+    if der is None:
+        yield _violation(f"predicate.data.{name}", "MALFORMED_EVENT", "is not base64")
+        return
+    try:
+        load_public_key(der)
+    except InvalidInput as error:
+        yield _violation(f"predicate.data.{name}", "MALFORMED_EVENT", error.message)
+        return
+    key_id = hashlib.sha256(der).hexdigest()
+    if Artifact(f"actors/{actor}", key_id) not in event.subjects:
+        yield _violation("subject", "MALFORMED_EVENT", f"is not actors/{actor} with the key's digest")
+    existing = known.keys.get(key_id)
+    # LogCreated already made the ledger's key known; its enrolment repeats it for the record.
+    repeats = (
+        existing is not None
+        and existing.actor == actor
+        and existing.enrolled_at == 0
+        and existing.retired_at is None  # a replaced key does not come back
+    )
+    if existing is not None and not repeats:
+        yield _violation(f"predicate.data.{name}", "ALREADY_EXISTS", f"is already the key of {existing.actor!r}")
+    if event.kind == "ActorEnrolled":
+        if event.data.get("role") not in ROLES:
+            yield _violation("predicate.data.role", "MALFORMED_EVENT", f"is not one of {', '.join(ROLES)}")
+        if current is not None and not repeats:
+            yield _violation("predicate.data.actor", "ALREADY_EXISTS", f"{actor!r} has a key; rotate it")
+    if event.kind == "ActorKeyRotated" and current is None:
+        yield _violation("predicate.data.actor", "UNKNOWN_ACTOR", f"{actor!r} has no key to rotate")
+
+
+def current_key(known: Known, actor: str) -> ActorKey | None:
+    """The key an actor signs with now."""
+    for key in known.keys.values():
+        if key.actor == actor and key.retired_at is None:
+            return key
+    return None
+
+
+def learn_keys(known: Known, event: Event, index: int) -> None:
+    """Take in what the accepted event at `index` says about the actors' keys."""
+    if event.kind == "LogCreated":
+        key = founder(event)
+        if key:
+            known.keys[hashlib.sha256(key.public_key).hexdigest()] = key
+        return
+    if event.kind not in ("ActorEnrolled", "ActorKeyRotated", "ActorRevoked"):
+        return
+    actor = str(event.data["actor"])
+    role = str(event.data.get("role", ""))
+    for key_id, key in list(known.keys.items()):
+        if key.actor == actor and key.retired_at is None:
+            role = role or key.role
+            known.keys[key_id] = replace(key, retired_at=index)
+    der = _decode_key(event.data.get("publicKey"))
+    if der:
+        known.keys[hashlib.sha256(der).hexdigest()] = ActorKey(actor, role, der, index)
+
+
+def _decode_key(text: Any) -> bytes | None:
+    try:
+        der = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
+    except binascii.Error:
+        return None
+    return der if der and base64.b64encode(der).decode() == text else None
+
+
+def _violation(where: str, reason: str, description: str) -> Violation:
+    return Violation(where, reason, description)

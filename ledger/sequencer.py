@@ -1,0 +1,252 @@
+"""The single writer: concurrent appends share one transaction.
+
+    append(envelopes) ──► queue ──► one batch at a time, off the event loop:
+        read the envelopes, verify signatures, look up what the rules ask, check every event,
+        write events + tiles + checkpoint in one transaction, prove every event ──► answers
+
+A request is all or nothing: an event that breaks a rule fails its own request and no other. An answer is
+given only after the commit, and a commit is never given up because a caller went away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from ledger import envelope as dsse
+from ledger import rules, schema, statement
+from ledger.database import driver_errors
+from ledger.errors import BY_REASON, EventIdReused, InvalidInput, ModelLedgerError, Overloaded, Violation
+from ledger.events import KINDS
+from ledger.merkle import inclusion_proof
+from ledger.rules import Candidate, Known
+from ledger.store import Row, Store, StoredRow
+
+MAX_REQUEST = 1_000  # events in one request
+MAX_BATCH = 1_000  # events in one transaction, unless a single request has more
+MAX_QUEUED = 10_000  # events waiting
+
+KEY_KINDS = ("LogCreated", "ActorEnrolled", "ActorKeyRotated", "ActorRevoked")
+
+
+@dataclass(frozen=True)
+class Appended:
+    """Positions of a request's events, their inclusion proofs in the tree of `size`, and its checkpoint."""
+
+    indexes: tuple[int, ...]
+    proofs: tuple[tuple[bytes, ...], ...]
+    size: int
+    checkpoint: bytes
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One envelope, read and verified."""
+
+    candidate: Candidate
+    entry: bytes
+
+
+@dataclass
+class _Request:
+    envelopes: Sequence[bytes]
+    answer: asyncio.Future[Appended]
+
+
+class Sequencer:
+    """Owns the order of events of one store. `append` belongs to the event loop it is first called on."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.known_keys: dict[str, rules.ActorKey] = {}
+        self._keys_size = 0  # known_keys are those after this many events
+        self._catch_up(store.head.size)
+        self._public_keys: dict[str, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey] = {}
+        self._queue: list[_Request] = []
+        self._queued_events = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sequencer")
+        self._running: asyncio.Task[None] | None = None
+
+    async def append(self, envelopes: Sequence[bytes]) -> Appended:
+        """Append all or none. Raises the error of the first broken rule, with every violation on it."""
+        if not 1 <= len(envelopes) <= MAX_REQUEST:
+            raise InvalidInput(f"a request appends 1 to {MAX_REQUEST} events, not {len(envelopes)}")
+        if self._queued_events + len(envelopes) > MAX_QUEUED:
+            raise Overloaded("too many events are waiting to be written; retry in a second")
+        request = _Request(envelopes, asyncio.get_running_loop().create_future())
+        self._queue.append(request)
+        self._queued_events += len(envelopes)
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._drain())
+        # The caller may be cancelled; the commit that is under way may not.
+        return await asyncio.shield(request.answer)
+
+    def append_now(self, envelopes: Sequence[bytes]) -> Appended:
+        """The same without an event loop, for start-up. Not to be mixed with a running `append`."""
+        result = self._commit([envelopes])[0]
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def close(self) -> None:
+        """Write what is queued, then stop."""
+        if self._running is not None:
+            await self._running
+        self._thread.shutdown()
+
+    async def _drain(self) -> None:
+        while self._queue:
+            batch: list[_Request] = []
+            events = 0
+            while self._queue and (not batch or events + len(self._queue[0].envelopes) <= MAX_BATCH):
+                batch.append(self._queue.pop(0))
+                events += len(batch[-1].envelopes)
+            loop = asyncio.get_running_loop()
+            results: Sequence[Appended | Exception]
+            try:
+                results = await loop.run_in_executor(
+                    self._thread, self._commit, [request.envelopes for request in batch]
+                )
+            except Exception as error:  # every caller of the batch learns why nothing was written
+                results = [error] * len(batch)
+            self._queued_events -= events
+            for request, result in zip(batch, results, strict=True):
+                if request.answer.cancelled():
+                    continue
+                if isinstance(result, Exception):
+                    request.answer.set_exception(result)
+                    request.answer.exception()  # marked as seen: the caller may be gone
+                else:
+                    request.answer.set_result(result)
+
+    def _commit(self, requests: Sequence[Sequence[bytes]]) -> list[Appended | Exception]:
+        """One transaction for many requests; one answer or error for each."""
+        read = [self._read_all(envelopes) for envelopes in requests]
+        accepted: list[_Read] = []
+        indexes: list[tuple[int, ...] | Exception] = []
+        with driver_errors(), self.store.writing() as writing:
+            if writing.size != self._keys_size:
+                # Another process wrote, or a commit of ours went through unacknowledged: read with its keys.
+                self._catch_up(writing.size)
+                read = [self._read_all(envelopes) for envelopes in requests]
+            events = [item.candidate.event for items in read if isinstance(items, list) for item in items]
+            known = writing.known(
+                digests=(a.sha256 for event in events for a in (*event.materials, *event.subjects)),
+                ids=(event.id for event in events),
+                streams=(event.stream for event in events),
+            )
+            known.keys = self.known_keys
+            for items in read:
+                if isinstance(items, Exception):
+                    indexes.append(items)
+                    continue
+                attempt = known.fork()
+                try:
+                    positions, fresh = _check_request(attempt, items)
+                except ModelLedgerError as error:
+                    indexes.append(error)
+                    continue
+                known = attempt
+                indexes.append(positions)
+                accepted += fresh
+            writing.append([_row(item) for item in accepted])
+        self.known_keys, self._keys_size = known.keys, known.size
+        return [result if isinstance(result, Exception) else self._prove(result) for result in indexes]
+
+    def _prove(self, indexes: tuple[int, ...]) -> Appended:
+        head = self.store.head
+        tiles = self.store.tiles(head)
+        proofs = tuple(tuple(inclusion_proof(tiles, index, head.size)) for index in indexes)
+        return Appended(indexes, proofs, head.size, head.checkpoint)
+
+    def _read_all(self, envelopes: Sequence[bytes]) -> list[_Read] | Exception:
+        items = []
+        for position, entry in enumerate(envelopes):
+            try:
+                items.append(self._read(entry))
+            except ModelLedgerError as error:
+                where = f"envelopes[{position}]"
+                violations = [replace(v, field=f"{where}.{v.field}") for v in error.violations]
+                return type(error)(f"{where}: {error.message}", violations=violations)
+            except Exception as error:  # a fault of ours in reading one request fails that request alone
+                return error
+        return items
+
+    def _read(self, entry: bytes) -> _Read:
+        envelope = dsse.parse(entry)
+        event = statement.decode(envelope.payload)
+        verified, problems = set(), list(schema.violations(event.kind, event.data))
+        for signature in envelope.signatures:
+            key = self.known_keys.get(signature.keyid) or (None if self.known_keys else rules.founder(event))
+            if key is None:
+                continue  # a stranger's signature neither helps nor harms
+            try:
+                dsse.verify(envelope, signature.keyid, self._public_key(signature.keyid, key.public_key))
+                verified.add(signature.keyid)
+            except ModelLedgerError as error:
+                problems.append(Violation("signatures", error.reason, error.message))
+        candidate = Candidate(event, dsse.payload_digest(envelope), frozenset(verified), tuple(problems))
+        return _Read(candidate, entry)
+
+    def _catch_up(self, size: int) -> None:
+        """Learn the actors' keys from the committed events up to `size`."""
+        known, start = Known(keys=dict(self.known_keys)), self._keys_size
+        while rows := self.store.select(start=start, stop=size, kinds=KEY_KINDS, limit=1_000):
+            for row in rows:
+                rules.learn_keys(known, read_event(row), row.position)
+            start = rows[-1].position + 1
+        self.known_keys, self._keys_size = known.keys, size
+
+    def _public_key(self, keyid: str, der: bytes) -> ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey:
+        if keyid not in self._public_keys:
+            self._public_keys[keyid] = dsse.load_public_key(der)
+        return self._public_keys[keyid]
+
+
+def _check_request(known: Known, items: Sequence[_Read]) -> tuple[tuple[int, ...], list[_Read]]:
+    """Positions of a request's events, and those of them that are new. Raises when any may not be appended."""
+    positions, fresh, violations = [], [], []
+    for number, item in enumerate(items):
+        event = item.candidate.event
+        if event.id in known.ids:
+            index, payload_sha256 = known.ids[event.id]
+            if payload_sha256 != item.candidate.payload_sha256:
+                raise EventIdReused(
+                    f"envelopes[{number}]: event id {event.id} is taken by another event at index {index}"
+                )
+            positions.append(index)
+            continue
+        found = rules.check(known, item.candidate)
+        violations += [replace(v, field=f"envelopes[{number}].{v.field}") for v in found]
+        if not found:
+            positions.append(known.size)
+            fresh.append(item)
+            rules.learn(known, item.candidate)
+    if violations:
+        # A lost race is reported as such only when nothing else is wrong.
+        first = next((v for v in violations if v.reason != "WRONG_STREAM_VERSION"), violations[0])
+        raise BY_REASON[first.reason]("; ".join(map(str, violations)), violations=violations)
+    return tuple(positions), fresh
+
+
+def _row(item: _Read) -> Row:
+    event, kind = item.candidate.event, KINDS[item.candidate.event.kind]
+    return Row(
+        id=event.id,
+        stream=event.stream,
+        version=event.version,
+        kind=event.kind,
+        payload_sha256=item.candidate.payload_sha256,
+        entry=item.entry,
+        introduced=tuple((s.sha256, s.name) for s in event.subjects) if kind.introduces else (),
+        revoked=tuple(s.sha256 for s in event.subjects) if kind.revokes else (),
+    )
+
+
+def read_event(row: StoredRow) -> statement.Event:
+    """The event inside a stored row, whose signature was verified when it was appended."""
+    return statement.decode(dsse.parse(row.entry).payload)

@@ -1,0 +1,386 @@
+"""The log on disk: events, full tiles and checkpoints through SQLAlchemy, in SQLite or PostgreSQL.
+
+    store = Store("sqlite:///log.db", signer)
+    with store.writing() as writing:        # one transaction; the only way to write
+        writing.append(rows, ...)
+    store.head                              # size, edge and checkpoint that readers see
+
+The store decides nothing about events; the sequencer does, between `writing.known(...)` and `append`.
+
+Acknowledged means durable: SQLite runs with WAL and synchronous=FULL, PostgreSQL with synchronous_commit on.
+Start-up verifies instead of trusting; damage stops it with the position (`DamagedLog`), and is never repaired.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Connection, Engine, func, select
+
+from ledger import tables
+from ledger.checkpoint import open_checkpoint, sign_checkpoint
+from ledger.database import driver_errors, reader_engine, writer_engine
+from ledger.edge import Edge, LogTiles
+from ledger.errors import Damaged, DamagedLog, EventTooLarge, NotFound, OtherLog
+from ledger.merkle import TILE_WIDTH, Tile, leaf_hash
+from ledger.note import LogSigner, NoteError
+from ledger.rules import Introduced, Known
+from ledger.tiles import MAX_ENTRY
+from ledger.view_store import ViewRows
+
+FULL_TILES_CACHED = 4_096  # 32 MiB
+Listener = Callable[["Head"], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One event as a row. introduced: (sha256, name) pairs; revoked: digests."""
+
+    id: str
+    stream: str
+    version: int
+    kind: str
+    payload_sha256: str
+    entry: bytes
+    introduced: tuple[tuple[str, str], ...] = ()
+    revoked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """One event as it was read back."""
+
+    position: int
+    id: str
+    stream: str
+    version: int
+    kind: str
+    payload_sha256: str
+    entry: bytes
+
+
+@dataclass(frozen=True)
+class Head:
+    """The state readers see: tree size, right edge, signed checkpoint (empty for an empty log)."""
+
+    size: int
+    edge: Edge
+    checkpoint: bytes
+
+
+class Store:
+    """One log in one database. `at` is called at named points of a commit, so that tests can fail there."""
+
+    def __init__(self, url: str, signer: LogSigner, at: Callable[[str], None] = lambda point: None) -> None:
+        self.signer = signer
+        self._at = at
+        self._writer = writer_engine(url)
+        self._reader = reader_engine(url)
+        self._view_writer = writer_engine(url, synchronous="NORMAL")
+        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self.listeners: set[Listener] = set()
+        self.full_tiles = FullTiles(self._reader)
+        with driver_errors():
+            with self._writer.begin() as connection:
+                tables.migrate(connection)
+            with self._writer.begin() as connection:
+                self.head = self._load_head(connection)
+
+    # Writing
+
+    @contextmanager
+    def writing(self) -> Iterator[Writing]:
+        """One write transaction. It ends committed and visible in `head`, or with nothing written."""
+        with self._lock:
+            with self._writer.begin() as connection:
+                tables.lock(connection, "modelledger")  # one writer over all processes on this database
+                last = connection.execute(select(func.max(tables.checkpoints.c.size))).scalar()
+                head = self.head if (last or 0) == self.head.size else self._load_head(connection)
+                writing = Writing(connection, head)
+                yield writing
+                if writing.size > head.size:
+                    self._at("before_checkpoint")
+                    head = writing.seal(self.signer)
+                    self._at("before_commit")
+            self._at("after_commit_before_ack")
+            self.head = head
+        with self._changed:
+            self._changed.notify_all()
+        for listener in list(self.listeners):
+            listener(head)
+
+    # Reading
+
+    def tiles(self, head: Head | None = None) -> LogTiles:
+        """A tile reader for every size up to the head's."""
+        return LogTiles(self.full_tiles, (head or self.head).edge)
+
+    def get(self, position: int) -> StoredRow:
+        rows = self.select(start=position, limit=1)
+        if not rows or rows[0].position != position:
+            raise NotFound(f"there is no event {position}; the log has {self.head.size}")
+        return rows[0]
+
+    def get_by_id(self, event_id: str) -> StoredRow:
+        found = self._read(_EVENT_COLUMNS.where(tables.events.c.id == event_id))
+        if not found:
+            raise NotFound(f"there is no event with id {event_id}")
+        return found[0]
+
+    def select(
+        self,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        stream: str = "",
+        stream_prefix: str = "",
+        kinds: Sequence[str] = (),
+        after_version: int | None = None,
+        up_to_version: int | None = None,
+        descending: bool = False,
+        limit: int | None = 100,
+    ) -> list[StoredRow]:
+        """Events with start <= position < stop that match every filter, at most `limit`, by position."""
+        column = tables.events.c
+        query = _EVENT_COLUMNS.where(column.position >= start).limit(limit)
+        if stop is not None:
+            query = query.where(column.position < stop)
+        if stream:
+            query = query.where(column.stream == stream)
+        if stream_prefix:
+            query = query.where(tables.begins_with(column.stream, stream_prefix))
+        if kinds:
+            query = query.where(column.kind.in_(kinds))
+        if after_version is not None:
+            query = query.where(column.version > after_version)
+        if up_to_version is not None:
+            query = query.where(column.version <= up_to_version)
+        return self._read(query.order_by(column.position.desc() if descending else column.position))
+
+    def introduction(self, sha256: str, name: str) -> int | None:
+        """Position of the event that introduced these bytes under this name."""
+        column = tables.introductions.c
+        query = select(column.position).where(column.sha256 == sha256, column.name == name)
+        with self._reader.connect() as connection:
+            return connection.execute(query).scalar()
+
+    def revocations(self, digests: Iterable[str]) -> dict[str, int]:
+        """Position of the event that revoked it, for each of the digests that is revoked."""
+        column, found = tables.revocations.c, {}
+        with self._reader.connect() as connection:
+            for some in _pieces(digests):
+                query = select(column.sha256, column.position).where(column.sha256.in_(some))
+                found.update({row.sha256: row.position for row in connection.execute(query)})
+        return found
+
+    def entries(self, start: int, stop: int) -> list[bytes]:
+        """The entries start..stop-1 for an entry bundle."""
+        column = tables.events.c
+        query = select(column.entry).where(column.position >= start, column.position < stop)
+        with driver_errors(), self._reader.connect() as connection:
+            return list(connection.execute(query.order_by(column.position)).scalars())
+
+    def wait(self, size: int, timeout: float | None = None) -> bool:
+        """Block until the log has more than `size` events; False when the timeout comes first."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.head.size > size, timeout)
+
+    def close(self) -> None:
+        for engine in (self._writer, self._reader, self._view_writer):
+            engine.dispose()
+
+    # Views
+
+    @contextmanager
+    def view(self, name: str, *, write: bool = False) -> Iterator[ViewRows]:
+        """One transaction on a view's rows. Not flushed to disk: a view can always be rebuilt."""
+        with driver_errors(), (self._view_writer if write else self._reader).begin() as connection:
+            if write:
+                tables.lock(connection, f"view {name}")
+            yield ViewRows(connection, name)
+
+    # Start-up
+
+    def _load_head(self, connection: Connection) -> Head:
+        newest = select(tables.checkpoints).order_by(tables.checkpoints.c.size.desc()).limit(1)
+        row = connection.execute(newest).first()
+        last = connection.execute(select(func.max(tables.events.c.position))).scalar()
+        size = row.size if row else 0
+        if last != (size - 1 if size else None):
+            raise DamagedLog(
+                f"the newest checkpoint covers {size} events, but the last event is at position {last}; "
+                "restore the database from a backup"
+            )
+        if row is None:
+            return Head(0, Edge(), b"")
+        try:
+            checkpoint = open_checkpoint(row.note, [self.signer.verifier], self.signer.name)
+        except NoteError as error:
+            raise OtherLog(
+                f"the database's newest checkpoint is not signed by this log's key ({error}); "
+                "use the key file that belongs to this database"
+            ) from None
+        edge = self._load_edge(connection, size)
+        if checkpoint.size != size or checkpoint.root != edge.root():
+            raise DamagedLog(
+                f"the tree over events 0..{size - 1} does not have the root that its checkpoint signs; "
+                "run `modelledger log verify` for the position, and restore the database from a backup"
+            )
+        return Head(size, edge, row.note)
+
+    def _load_edge(self, connection: Connection, size: int) -> Edge:
+        column = tables.events.c
+        first = size - size % TILE_WIDTH
+        query = select(column.position, column.leaf_hash, column.entry).where(column.position >= first)
+        hashes = []
+        for row in connection.execute(query.order_by(column.position)):
+            if leaf_hash(row.entry) != row.leaf_hash:
+                raise DamagedLog(f"event {row.position} was changed: its bytes do not have its leaf hash")
+            hashes.append(row.leaf_hash)
+        try:
+            return Edge.load(size, self.full_tiles, hashes)
+        except (ValueError, Damaged) as error:
+            raise DamagedLog(f"the tree over {size} events cannot be rebuilt: {error}") from None
+
+    def _read(self, query: Any) -> list[StoredRow]:
+        with driver_errors(), self._reader.connect() as connection:
+            return [StoredRow(*row) for row in connection.execute(query)]
+
+
+_EVENT_COLUMNS = select(
+    tables.events.c.position,
+    tables.events.c.id,
+    tables.events.c.stream,
+    tables.events.c.version,
+    tables.events.c.kind,
+    tables.events.c.payload_sha256,
+    tables.events.c.entry,
+)
+
+
+class Writing:
+    """The inside of one write transaction."""
+
+    def __init__(self, connection: Connection, head: Head) -> None:
+        self._connection = connection
+        self._start = head.size
+        self.edge = head.edge.copy()
+
+    @property
+    def size(self) -> int:
+        return self.edge.size
+
+    def known(self, *, digests: Iterable[str], ids: Iterable[str], streams: Iterable[str]) -> Known:
+        """What the rules need to know about these. Keys are the caller's to keep."""
+        known = Known(size=self.size)
+        introduced, revoked, stored = tables.introductions.c, tables.revocations.c, tables.events.c
+        execute = self._connection.execute
+        for some in _pieces(digests):
+            gone: dict[str, int] = {
+                r.sha256: r.position
+                for r in execute(select(revoked.sha256, revoked.position).where(revoked.sha256.in_(some)))
+            }
+            query = select(introduced.sha256, introduced.name, introduced.position)
+            for row in execute(query.where(introduced.sha256.in_(some))):
+                earlier = known.artifacts.get(row.sha256, Introduced(frozenset(), row.position))
+                known.artifacts[row.sha256] = Introduced(
+                    earlier.names | {row.name}, min(earlier.index, row.position), gone.get(row.sha256)
+                )
+        for some in _pieces(ids):
+            query = select(stored.id, stored.position, stored.payload_sha256).where(stored.id.in_(some))
+            known.ids.update({row.id: (row.position, row.payload_sha256) for row in execute(query)})
+        for some in _pieces(streams):
+            newest = select(stored.stream, func.max(stored.version)).where(stored.stream.in_(some))
+            known.streams.update({stream: version for stream, version in execute(newest.group_by(stored.stream))})
+        return known
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Insert events at the next positions, with the tiles they complete."""
+        if not rows:
+            return
+        position, completed, values = self.size, [], []
+        for offset, row in enumerate(rows):
+            if len(row.entry) > MAX_ENTRY:
+                raise EventTooLarge(f"an entry of {len(row.entry)} bytes; at most {MAX_ENTRY} fit into a bundle")
+            leaf = leaf_hash(row.entry)
+            completed += self.edge.append(leaf)
+            values.append(
+                {
+                    "position": position + offset,
+                    "id": row.id,
+                    "stream": row.stream,
+                    "version": row.version,
+                    "kind": row.kind,
+                    "payload_sha256": row.payload_sha256,
+                    "leaf_hash": leaf,
+                    "entry": row.entry,
+                }
+            )
+        execute = self._connection.execute
+        execute(tables.events.insert(), values)
+        if completed:
+            execute(
+                tables.tiles.insert(),
+                [{"level": t.level, "tile": t.index, "hashes": hashes} for t, hashes in completed],
+            )
+        introduced: dict[tuple[str, str], int] = {}
+        for offset, row in enumerate(rows):
+            for pair in row.introduced:
+                introduced.setdefault(pair, position + offset)
+            for sha256 in dict.fromkeys(row.revoked):  # one digest may be a subject under two names
+                execute(tables.revocations.insert().values(sha256=sha256, position=position + offset))
+        if introduced:
+            self._introduce(introduced)
+
+    def seal(self, signer: LogSigner) -> Head:
+        """Sign and insert the checkpoint of the tree as it is now."""
+        note = sign_checkpoint(signer, self.size, self.edge.root())
+        self._connection.execute(tables.checkpoints.insert().values(size=self.size, previous=self._start, note=note))
+        return Head(self.size, self.edge, note)
+
+    def _introduce(self, introduced: dict[tuple[str, str], int]) -> None:
+        column = tables.introductions.c
+        present: set[tuple[str, str]] = set()
+        for some in _pieces({sha256 for sha256, _ in introduced}):
+            query = select(column.sha256, column.name).where(column.sha256.in_(some))
+            present |= {(row.sha256, row.name) for row in self._connection.execute(query)}
+        fresh = [
+            {"sha256": sha256, "name": name, "position": position}
+            for (sha256, name), position in introduced.items()
+            if (sha256, name) not in present
+        ]
+        if fresh:
+            self._connection.execute(tables.introductions.insert(), fresh)
+
+
+class FullTiles:
+    """TileReader over the full tiles in the database, the most used ones kept in memory."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._one = lru_cache(FULL_TILES_CACHED)(self._read_one)
+
+    def read_tiles(self, wanted: Sequence[Tile]) -> list[bytes]:
+        return [self._one(tile.level, tile.index) for tile in wanted]
+
+    def _read_one(self, level: int, index: int) -> bytes:
+        column = tables.tiles.c
+        query = select(column.hashes).where(column.level == level, column.tile == index)
+        with driver_errors(), self._engine.connect() as connection:
+            hashes = connection.execute(query).scalar()
+        if hashes is None:
+            raise Damaged(f"tile {index} of level {level} is missing")
+        return bytes(hashes)
+
+
+def _pieces(values: Iterable[str], size: int = 500) -> Iterator[list[str]]:
+    """Lists short enough for one IN (...) on every database."""
+    everything = sorted(set(values))
+    for start in range(0, len(everything), size):
+        yield everything[start : start + size]

@@ -1,0 +1,154 @@
+"""The ledger's tables, and the triggers that keep what is written as it was written.
+
+events, tiles and checkpoints are append-only: the database itself refuses UPDATE and DELETE. tiles holds only
+full tiles (256 hashes); the right edge of the tree is rebuilt from leaf hashes. Everything under `view_`
+can be dropped and rebuilt from events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Index,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    UniqueConstraint,
+    and_,
+    func,
+    select,
+    text,
+)
+
+metadata = MetaData()
+
+# Text is compared and sorted by its bytes on every database; only PostgreSQL has to be told.
+STREAM = String(600).with_variant(String(600, collation="C"), "postgresql")
+VIEW_KEY = String(1000).with_variant(String(1000, collation="C"), "postgresql")
+
+events = Table(
+    "events",
+    metadata,
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("stream", STREAM, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("kind", String(128), nullable=False),
+    Column("payload_sha256", String(64), nullable=False),
+    Column("leaf_hash", LargeBinary(32), nullable=False),
+    Column("entry", LargeBinary, nullable=False),
+    UniqueConstraint("stream", "version"),
+    Index("events_by_kind", "kind", "position"),
+)
+
+tiles = Table(
+    "tiles",
+    metadata,
+    Column("level", SmallInteger, primary_key=True, autoincrement=False),
+    Column("tile", BigInteger, primary_key=True, autoincrement=False),
+    Column("hashes", LargeBinary, nullable=False),
+)
+
+# `previous` is unique: two writers that both extend the same checkpoint cannot both commit (compare-and-swap).
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    Column("previous", BigInteger, nullable=False, unique=True),
+    Column("note", LargeBinary, nullable=False),
+)
+
+# What the append rules ask: which event introduced a digest under a name, and which one revoked it.
+introductions = Table(
+    "introductions",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("name", String(300), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+)
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+)
+
+view_rows = Table(
+    "view_rows",
+    metadata,
+    Column("view", String(64), primary_key=True),
+    Column("key", VIEW_KEY, primary_key=True),
+    Column("document", LargeBinary, nullable=False),
+)
+view_positions = Table(
+    "view_positions",
+    metadata,
+    Column("view", String(64), primary_key=True),
+    Column("next_position", BigInteger, nullable=False),
+)
+
+migrations = Table("migrations", metadata, Column("name", String(64), primary_key=True))
+
+IMMUTABLE = ("events", "tiles", "checkpoints", "introductions", "revocations")
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the database to the newest form: every migration once, in order, in the caller's transaction."""
+    lock(connection, "modelledger")
+    migrations.create(connection, checkfirst=True)
+    applied = set(connection.execute(migrations.select()).scalars())
+    for name, change in MIGRATIONS.items():
+        if name not in applied:
+            change(connection)
+            connection.execute(migrations.insert().values(name=name))
+
+
+def lock(connection: Connection, name: str) -> None:
+    """Hold off every other process that locks this name, until the transaction ends.
+
+    SQLite needs nothing: BEGIN IMMEDIATE already lets one writer in at a time.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))
+
+
+def begins_with(column: Column[str], prefix: str) -> ColumnElement[bool]:
+    """Exactly this prefix, as a range an index can serve (LIKE ignores case on SQLite)."""
+    return and_(column >= prefix, column < prefix + "\U0010ffff")
+
+
+def _m001_initial(connection: Connection) -> None:
+    metadata.create_all(connection, checkfirst=True)
+    if connection.dialect.name == "sqlite":
+        for table in IMMUTABLE:
+            for verb in ("UPDATE", "DELETE"):
+                connection.execute(
+                    text(
+                        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+                        f"BEGIN SELECT RAISE(ABORT, '{table} are never changed or deleted'); END"
+                    )
+                )
+        return
+    connection.execute(
+        text(
+            "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$BEGIN RAISE EXCEPTION '% are never changed or deleted', TG_TABLE_NAME; END$$"
+        )
+    )
+    for table in IMMUTABLE:
+        connection.execute(
+            text(
+                f"CREATE TRIGGER {table}_no_change BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
+                "FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
+            )
+        )
+
+
+MIGRATIONS: dict[str, Callable[[Connection], None]] = {"m001_initial": _m001_initial}

@@ -1,0 +1,67 @@
+"""What the ledger process is made of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from modelledger.ledger.v1 import certification_pb2_grpc, ledger_pb2_grpc, registry_pb2_grpc
+
+from ledger.certification import Certification
+from ledger.config import LedgerConfig
+from ledger.founding import actor_signers, found, log_signer
+from ledger.http import create_app
+from ledger.kit.artifacts import ArtifactStore
+from ledger.kit.serve import Address, Servicer
+from ledger.local_actor import LocalActor
+from ledger.registry import Registry
+from ledger.sequencer import Sequencer
+from ledger.service import LedgerServicer
+from ledger.store import Store
+from ledger.views import REGISTRY_VIEW, ViewRunner, fold_registry
+
+
+class LedgerPart:
+    """The log, its views, and their servicers; ready to answer as soon as it is made."""
+
+    def __init__(self, config: LedgerConfig) -> None:
+        log = log_signer(config.keys, config.origin)
+        signers = actor_signers(config.keys)
+        self.store = Store(config.database_url, log)
+        self.sequencer = Sequencer(self.store)
+        found(self.sequencer, log, signers)
+        self.view = ViewRunner(self.store, REGISTRY_VIEW, fold_registry)
+        registry = Registry(self.store, self.view, LocalActor("registry", signers["registry"], self.sequencer))
+        certification = Certification(
+            self.store,
+            ArtifactStore(config.artifacts),
+            LocalActor("certification", signers["certification"], self.sequencer),
+        )
+        ledger = LedgerServicer(self.sequencer)
+        self.servicers: Sequence[Servicer] = [
+            Servicer(
+                "modelledger.ledger.v1.LedgerService",
+                lambda server: ledger_pb2_grpc.add_LedgerServiceServicer_to_server(ledger, server),
+            ),
+            Servicer(
+                "modelledger.ledger.v1.RegistryService",
+                lambda server: registry_pb2_grpc.add_RegistryServiceServicer_to_server(registry, server),
+            ),
+            Servicer(
+                "modelledger.ledger.v1.CertificationService",
+                lambda server: certification_pb2_grpc.add_CertificationServiceServicer_to_server(certification, server),
+            ),
+        ]
+        self.http: Sequence[tuple[Any, Address]] = [(create_app(self.store), Address.parse(config.http))]
+
+    async def start(self) -> None:
+        self.view.start()
+
+    async def stop(self) -> None:
+        """Nothing here works on its own; calls end with the servers."""
+
+    async def close(self) -> None:
+        await self.sequencer.close()
+        await asyncio.to_thread(self.view.stop)
+        self.store.close()

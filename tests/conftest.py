@@ -1,0 +1,27 @@
+"""Fixtures that several kinds of test need."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# For every child process a test starts: our packages, no network, one thread (others may be at work too).
+os.environ.update(
+    PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "clients" / "python")]),
+    HF_HUB_OFFLINE="1",
+    OMP_NUM_THREADS="1",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real base model of the demo's shape, trained for so few steps that it knows next to nothing."""
+    folder = tmp_path_factory.mktemp("bases") / "tiny-base"
+    command = [sys.executable, "-m", "modelledger.demo.base", str(folder), "--steps", "5", "--threads", "1"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return folder

@@ -7,7 +7,6 @@ last validation losses weighed by `final_weights`, and `auto_stop_info` names ba
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -115,19 +114,17 @@ def _ledger_proof(
 
 
 def _live_metrics(provenance: Provenance, certificate: Statement) -> dict[str, Any]:
-    series: dict[str, dict[str, list[Any]]] = {name: defaultdict(list) for name in _SERIES}
-    last: dict[str, Mapping[str, Any]] = {}
+    # By epoch: a run that was resumed may have recorded an epoch twice, and the later record counts.
+    epochs: dict[str, dict[int, Mapping[str, Any]]] = {key: {} for key in provenance.base_keys}
     for statement in provenance.epochs:
         data = statement.event.data
-        last[data["base"]] = data
-        for name, field in _SERIES.items():
-            if field in data:
-                series[name][data["base"]].append(data[field])
-    trained = set(provenance.base_keys)
+        if data["base"] in epochs:
+            epochs[data["base"]][data["epoch"]] = data
+    last = {base: by_epoch[max(by_epoch)] for base, by_epoch in epochs.items() if by_epoch}
     stopped = {
         base: {"epoch": data["epoch"], "planned": data["epochs"]}
         for base, data in last.items()
-        if base in trained and data["epoch"] < data["epochs"]
+        if data["epoch"] < data["epochs"]
     }
     return _measured(
         {
@@ -135,11 +132,20 @@ def _live_metrics(provenance: Provenance, certificate: Statement) -> dict[str, A
             "version": provenance.version,
             "baseModels": provenance.base_keys,
             "epoch": max((data["epoch"] for data in last.values()), default=None),
-            **{name: dict(by_base) or None for name, by_base in series.items()},
+            **{name: _series(epochs, field) or None for name, field in _SERIES.items()},
             "weights": provenance.weights,
             "auto_stop_info": stopped or None,
         }
     )
+
+
+def _series(epochs: Mapping[str, Mapping[int, Mapping[str, Any]]], field: str) -> dict[str, list[Any]]:
+    """By base, a measurement of each epoch that has it, in the order of epochs."""
+    found = {
+        base: [data[field] for _, data in sorted(by_epoch.items()) if field in data]
+        for base, by_epoch in epochs.items()
+    }
+    return {base: values for base, values in found.items() if values}
 
 
 _SERIES = {"val_losses": "validationLoss", "train_losses": "trainLoss", "learning_rates": "learningRate"}

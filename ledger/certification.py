@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -31,11 +31,13 @@ from ledger.errors import (
     WrongStreamVersion,
 )
 from ledger.kit.artifacts import ArtifactStore
+from ledger.kit.interceptors import caller
 from ledger.local_actor import LocalActor
 from ledger.policy import Policy, shipped
 from ledger.provenance import Incomplete, Provenance, about, trace
 from ledger.service import page_size
 from ledger.statement import Event
+from ledger.store import Store
 
 CHUNK = 256 << 10
 MAX_CATEGORIES = 50
@@ -51,20 +53,18 @@ _REQUEST_IDS = uuid.UUID("5b0e6a0e-9f5f-5d0c-8b7e-6d6f64656c6c")  # namespace of
 
 
 class Certification(certification_pb2_grpc.CertificationServiceServicer):
-    """The certification actor's commands. `caller` says who made the call that is being handled."""
+    """The certification actor's commands. Policies are the shipped ones unless others are given."""
 
     def __init__(
         self,
-        actor: LocalActor,
+        store: Store,
         artifacts: ArtifactStore,
-        caller: Callable[[], events_pb2.Caller],
+        actor: LocalActor,
         policies: Mapping[str, Policy] | None = None,
     ) -> None:
-        self._actor = actor
-        self._sequencer = actor.sequencer
-        self._store = actor.sequencer.store
+        self._store = store
         self._artifacts = artifacts
-        self._caller = caller
+        self._actor = actor
         self._policies = dict(policies) if policies is not None else shipped()
 
     async def IssueCertificate(
@@ -72,14 +72,14 @@ class Certification(certification_pb2_grpc.CertificationServiceServicer):
     ) -> certification_pb2.IssueCertificateResponse:
         org, model, version = _parsed(_VERSION, request.version, "version")
         policy = self._policy(request.policy or "default")
-        caller = self._caller()
-        event_id = _event_id("IssueCertificate", caller, request.request_id)
+        asked_by = caller()
+        event_id = _event_id("IssueCertificate", asked_by, request.request_id)
         earlier = await asyncio.to_thread(self._recorded, event_id)
         if earlier is None:
             assess = partial(self._assess, policy, org, model, version, list(request.categories))
-            record, subjects = await asyncio.to_thread(assess)
-            record.caller.CopyFrom(caller)
-            earlier = await self._issue(record, subjects, event_id)
+            record, provenance = await asyncio.to_thread(assess)
+            record.caller.CopyFrom(asked_by)
+            earlier = await self._issue(record, provenance, event_id)
         found = _record(earlier)
         if (found.org, found.model, found.version) != (org, model, version):
             raise EventIdReused(f"request_id: {request.request_id!r} was used for {found.org}/{found.model} before")
@@ -108,14 +108,14 @@ class Certification(certification_pb2_grpc.CertificationServiceServicer):
     ) -> certification_pb2.RevokeCertificateResponse:
         if not 1 <= len(request.reason) <= 1_000:
             raise InvalidInput("reason: say why, in at most 1000 characters")
-        caller = self._caller()
-        event_id = _event_id("RevokeCertificate", caller, request.request_id)
+        asked_by = caller()
+        event_id = _event_id("RevokeCertificate", asked_by, request.request_id)
         issued = await asyncio.to_thread(self._find, request.name)
         if await asyncio.to_thread(self._recorded, event_id) is None:
             if await asyncio.to_thread(self._is_revoked, issued):
                 raise RevokedMaterial(f"{request.name} is revoked already")
             record = events_pb2.CertificateRevoked(
-                certificate=_record(issued).certificate, reason=request.reason, caller=caller
+                certificate=_record(issued).certificate, reason=request.reason, caller=asked_by
             )
             stream = issued.event.stream
             version = await asyncio.to_thread(self._actor.next_version, stream)
@@ -127,7 +127,7 @@ class Certification(certification_pb2_grpc.CertificationServiceServicer):
         self, request: certification_pb2.DownloadBundleRequest, context: Context
     ) -> AsyncIterator[certification_pb2.DownloadBundleResponse]:
         issued = await asyncio.to_thread(self._find, request.name)
-        write = partial(bundle_writer.write, self._sequencer, self._artifacts, self._actor.signer, issued)
+        write = partial(bundle_writer.write, self._actor.sequencer, self._artifacts, self._actor.signer, issued)
         files = await asyncio.to_thread(write, include_artifacts=request.include_artifacts)
         for file in files:
             chunks = _chunks(file.content)
@@ -174,9 +174,7 @@ class Certification(certification_pb2_grpc.CertificationServiceServicer):
         )
         return record, provenance
 
-    async def _issue(
-        self, record: events_pb2.CertificateIssued, provenance: Provenance, event_id: str
-    ) -> Statement:
+    async def _issue(self, record: events_pb2.CertificateIssued, provenance: Provenance, event_id: str) -> Statement:
         base = datetime.now(UTC).strftime("cert-%Y%m%d-%H%M%S")
         for number in range(1, MAX_SAME_SECOND + 1):
             record.certificate = base if number == 1 else f"{base}-{number}"
@@ -251,11 +249,11 @@ def _categories(categories: list[str]) -> list[str]:
     return sorted(set(categories))
 
 
-def _event_id(method: str, caller: events_pb2.Caller, request_id: str) -> str:
+def _event_id(method: str, asked_by: events_pb2.Caller, request_id: str) -> str:
     """The same request of the same caller has the same event id, so recording it again changes nothing."""
     if len(request_id) > 200:
         raise InvalidInput("request_id: at most 200 characters")
-    return str(uuid.uuid5(_REQUEST_IDS, f"{method}\n{caller.id}\n{request_id}") if request_id else uuid.uuid4())
+    return str(uuid.uuid5(_REQUEST_IDS, f"{method}\n{asked_by.id}\n{request_id}") if request_id else uuid.uuid4())
 
 
 def _record(issued: Statement) -> Any:

@@ -92,8 +92,8 @@ def parse(text: str) -> Fingerprint | LanguageFingerprint:
     if match := _PLAIN.fullmatch(text):
         return Fingerprint(**match.groupdict())
     if match := _LANGUAGE.fullmatch(text):
-        parts = match.groupdict()
-        return LanguageFingerprint(**{**parts, "categories": tuple(parts["categories"].split("-"))})
+        model, version, language, categories, weights, time = match.groups()
+        return LanguageFingerprint(model, version, language, tuple(categories.split("-")), weights, time)
     raise InvalidName(f"{text[:200]!r} is not a fingerprint: model.version.weights.categories.time")
 
 

@@ -32,7 +32,7 @@ def page(
     `read` makes a row (key, document) an item, or None to leave it out. A page holds at most `page_size` items
     and about MAX_PAGE_BYTES, whichever comes first.
     """
-    size, after = page_limit(page_size), _decode(page_token, prefix)
+    size, after = page_limit(page_size), _decode(rows, page_token, prefix)
     items: list[Item] = []
     total = 0
     while True:
@@ -60,15 +60,16 @@ def _encode(key: str) -> str:
     return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
 
 
-def _decode(token: str, prefix: str) -> str:
-    """The key a token holds. Only a token of the same list is taken."""
+def _decode(rows: ViewRows, token: str, prefix: str) -> str:
+    """The key a token holds: that of a row of the same list, for rows of a list never go away."""
     if not token:
         return ""
     try:
         key = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
     except (binascii.Error, ValueError):
         key = ""
-    if not key.startswith(prefix) or _encode(key) != token:
+    ours = key.startswith(prefix) and key.isprintable() and _encode(key) == token
+    if not ours or rows.get(key) is None:
         raise _invalid("page_token", "is not a token that this list gave; begin again without one")
     return key
 

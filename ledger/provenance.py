@@ -61,8 +61,11 @@ class Provenance:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each trained base, as the training recorded it; empty when it recorded none."""
-        return {key: float(weight) for key, weight in self.completed.event.data.get("weights", {}).items()}
+        """Weight of each trained base, as the training or else the version recorded it."""
+        recorded = self.completed.event.data.get("weights") or {
+            adapter["base"]: adapter.get("weight", 0.0) for adapter in self.created.event.data["adapters"]
+        }
+        return {key: float(recorded[key]) for key in self.base_keys if key in recorded}
 
     @property
     def dataset_artifact(self) -> Artifact:
@@ -88,8 +91,10 @@ def version_name(data: Mapping[str, Any]) -> str:
 
 
 def is_version(event: Event, org: str, model: str, version: str) -> bool:
-    return event.kind == "VersionCreated" and (event.data.get("org"), event.data.get("model")) == (org, model) and (
-        version_name(event.data) == version
+    return (
+        event.kind == "VersionCreated"
+        and (event.data.get("org"), event.data.get("model")) == (org, model)
+        and (version_name(event.data) == version)
     )
 
 
@@ -170,7 +175,11 @@ def _only(story: Sequence[Statement], kind: str) -> Statement:
 
 def _introducing(story: Sequence[Statement], artifact: Artifact) -> Statement | None:
     return next(
-        (s for s in story if artifact in s.event.subjects and s.event.kind in ("BaseModelRegistered", "DatasetRegistered")),
+        (
+            s
+            for s in story
+            if artifact in s.event.subjects and s.event.kind in ("BaseModelRegistered", "DatasetRegistered")
+        ),
         None,
     )
 

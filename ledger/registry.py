@@ -42,6 +42,7 @@ from ledger.view_store import ViewRows
 from ledger.views import ViewRunner
 
 ATTEMPTS = 5  # at a command, before it answers that others keep being faster
+MAX_FILE_BYTES = 3 << 20  # gRPC clients take messages of up to 4 MiB
 MAX_TEXT = 1_000  # characters of a reason or a request id
 REQUESTS = uuid.UUID("8c0bb6c5-6a6c-5b0e-9d4a-6f2f1a0c7e55")  # namespace of event ids made from request ids
 
@@ -199,6 +200,10 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
         if request.file not in FILES:
             raise _invalid("file", f"{request.file[:100]!r} is not one of {', '.join(FILES)}")
         content = await self._view.read(lambda rows: FILES[request.file](self._store, rows, name, number))
+        if len(content) > MAX_FILE_BYTES:
+            raise Refused(
+                f"{request.file} of {name} has {len(content)} bytes; ask for a single version, or read the log"
+            )
         return registry_pb2.RenderFileResponse(content=content)
 
     # Commands

@@ -10,7 +10,6 @@ from modelledger.ledger.v1 import registry_pb2
 from ledger import strict_json
 from ledger.errors import NotFound, Refused
 from ledger.registry_view import (
-    BASE_ORG,
     NO_VERSION,
     Document,
     by_index,
@@ -21,7 +20,7 @@ from ledger.registry_view import (
     stored,
     version_key,
 )
-from ledger.resource_names import ModelName, Number, parse_number
+from ledger.resource_names import BASE_ORG, ModelName, Number, parse_number
 from ledger.schema import from_data
 from ledger.statement import Artifact
 from ledger.view_store import ViewRows

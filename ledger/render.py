@@ -263,7 +263,7 @@ def _vouched(file: registry_pb2.ServableFile) -> str:
 
 # Text
 
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~])")
+_MARKDOWN = re.compile(r"([\\`*\[\]<>|#~]|(?<!\w)_|_(?!\w))")  # an underscore inside a word formats nothing
 
 
 def _text(value: str) -> str:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from ledger.errors import InvalidName, Violation
 
+BASE_ORG = "base"  # `base/{key}` is served like `{org}/{model}`: a base model as it is
+
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"  # what a stream's name may hold, see statement.py
 _ORG = re.compile(rf"orgs/(?P<org>{_PART})")
 _MODEL = re.compile(rf"orgs/(?P<org>{_PART})/models/(?P<model>{_PART})")

@@ -174,7 +174,7 @@ class Store:
         """Position of the event that revoked it, for each of the digests that is revoked."""
         column, found = tables.revocations.c, {}
         with self._reader.connect() as connection:
-            for some in _pieces(digests):
+            for some in tables.pieces(digests):
                 query = select(column.sha256, column.position).where(column.sha256.in_(some))
                 found.update({row.sha256: row.position for row in connection.execute(query)})
         return found
@@ -199,11 +199,19 @@ class Store:
 
     @contextmanager
     def view(self, name: str, *, write: bool = False) -> Iterator[ViewRows]:
-        """One transaction on a view's rows. Not flushed to disk: a view can always be rebuilt."""
-        with driver_errors(), (self._view_writer if write else self._reader).begin() as connection:
+        """A view's rows in one snapshot; with `write` the changes made to them are written at the end.
+
+        Not flushed to disk: a view can always be rebuilt. Raises ViewMoved, with nothing written, when another
+        process has folded the same events meanwhile.
+        """
+        with driver_errors():
+            with self._reader.begin() as connection:
+                rows = ViewRows(connection, name)
+                yield rows
             if write:
-                tables.lock(connection, f"view {name}")
-            yield ViewRows(connection, name)
+                with self._view_writer.begin() as connection:
+                    tables.lock(connection, f"view {name}")
+                    rows.write(connection)
 
     # Start-up
 
@@ -281,7 +289,7 @@ class Writing:
         known = Known(size=self.size)
         introduced, revoked, stored = tables.introductions.c, tables.revocations.c, tables.events.c
         execute = self._connection.execute
-        for some in _pieces(digests):
+        for some in tables.pieces(digests):
             gone: dict[str, int] = {
                 r.sha256: r.position
                 for r in execute(select(revoked.sha256, revoked.position).where(revoked.sha256.in_(some)))
@@ -292,10 +300,10 @@ class Writing:
                 known.artifacts[row.sha256] = Introduced(
                     earlier.names | {row.name}, min(earlier.index, row.position), gone.get(row.sha256)
                 )
-        for some in _pieces(ids):
+        for some in tables.pieces(ids):
             query = select(stored.id, stored.position, stored.payload_sha256).where(stored.id.in_(some))
             known.ids.update({row.id: (row.position, row.payload_sha256) for row in execute(query)})
-        for some in _pieces(streams):
+        for some in tables.pieces(streams):
             newest = select(stored.stream, func.max(stored.version)).where(stored.stream.in_(some))
             known.streams.update({stream: version for stream, version in execute(newest.group_by(stored.stream))})
         return known
@@ -347,7 +355,7 @@ class Writing:
     def _introduce(self, introduced: dict[tuple[str, str], int]) -> None:
         column = tables.introductions.c
         present: set[tuple[str, str]] = set()
-        for some in _pieces({sha256 for sha256, _ in introduced}):
+        for some in tables.pieces({sha256 for sha256, _ in introduced}):
             query = select(column.sha256, column.name).where(column.sha256.in_(some))
             present |= {(row.sha256, row.name) for row in self._connection.execute(query)}
         fresh = [
@@ -377,10 +385,3 @@ class FullTiles:
         if hashes is None:
             raise Damaged(f"tile {index} of level {level} is missing")
         return bytes(hashes)
-
-
-def _pieces(values: Iterable[str], size: int = 500) -> Iterator[list[str]]:
-    """Lists short enough for one IN (...) on every database."""
-    everything = sorted(set(values))
-    for start in range(0, len(everything), size):
-        yield everything[start : start + size]

@@ -7,7 +7,7 @@ can be dropped and rebuilt from events.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from sqlalchemy import (
     BigInteger,
@@ -108,6 +108,8 @@ def migrate(connection: Connection) -> None:
         if name not in applied:
             change(connection)
             connection.execute(migrations.insert().values(name=name))
+    # Changes nothing; a database that may only be read is found out here, not at the first append.
+    connection.execute(migrations.delete().where(migrations.c.name == ""))
 
 
 def lock(connection: Connection, name: str) -> None:
@@ -117,6 +119,13 @@ def lock(connection: Connection, name: str) -> None:
     """
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))
+
+
+def pieces(values: Iterable[str], size: int = 500) -> Iterator[list[str]]:
+    """Lists short enough for one IN (...) on every database."""
+    everything = sorted(set(values))
+    for start in range(0, len(everything), size):
+        yield everything[start : start + size]
 
 
 def begins_with(column: Column[str], prefix: str) -> ColumnElement[bool]:

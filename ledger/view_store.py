@@ -1,8 +1,15 @@
-"""What a view keeps in the database: canonical documents by key, and the position it has folded so far."""
+"""What a view keeps in the database: canonical documents by key, and the position it has folded so far.
+
+Reads come from one snapshot; changes are gathered in memory and written at the end in one short transaction, so
+that folding a batch does not keep the log's writer waiting.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select
+from collections.abc import Iterable
+
+from sqlalchemy import Connection, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from ledger import tables
 from ledger.tables import begins_with
@@ -10,38 +17,59 @@ from ledger.tables import begins_with
 MAX_SCAN = 1_000
 
 
+class ViewMoved(Exception):
+    """Another process folded the same events first."""
+
+
 class ViewRows:
-    """A view's rows inside one transaction: canonical documents by key, and the position folded so far."""
+    """A view's rows in one snapshot, with this transaction's own changes already in sight."""
 
     def __init__(self, connection: Connection, view: str) -> None:
         self._connection = connection
         self._view = view
+        self._start: int | None = None
+        self._next: int | None = None
+        self._changed: dict[str, bytes] = {}
+        self._seen: dict[str, bytes | None] = {}
+        self._cleared = False
 
     @property
     def next_position(self) -> int:
+        """How many events are folded."""
+        if self._next is not None:
+            return self._next
         column = tables.view_positions.c
         query = select(column.next_position).where(column.view == self._view)
-        return self._connection.execute(query).scalar() or 0
+        self._start = self._connection.execute(query).scalar() or 0
+        return self._start
 
     def advance(self, next_position: int) -> None:
-        column = tables.view_positions.c
-        change = tables.view_positions.update().where(column.view == self._view)
-        if not self._connection.execute(change.values(next_position=next_position)).rowcount:
-            insert = tables.view_positions.insert()
-            self._connection.execute(insert.values(view=self._view, next_position=next_position))
+        """The changes of this transaction are those of all events before `next_position`."""
+        if self._start is None:
+            self._start = self.next_position
+        self._next = next_position
 
     def get(self, key: str) -> bytes | None:
+        if key in self._changed:
+            return self._changed[key]
+        if key in self._seen:
+            return self._seen[key]
         column = tables.view_rows.c
         query = select(column.document).where(column.view == self._view, column.key == key)
         document = self._connection.execute(query).scalar()
         return None if document is None else bytes(document)
 
-    def put(self, key: str, document: bytes) -> None:
+    def fetch(self, keys: Iterable[str]) -> None:
+        """Read many rows at once, present or not; `get` answers them from memory after that."""
         column = tables.view_rows.c
-        change = tables.view_rows.update().where(column.view == self._view, column.key == key)
-        if not self._connection.execute(change.values(document=document)).rowcount:
-            insert = tables.view_rows.insert()
-            self._connection.execute(insert.values(view=self._view, key=key, document=document))
+        for some in tables.pieces(set(keys) - self._seen.keys()):
+            query = select(column.key, column.document).where(column.view == self._view, column.key.in_(some))
+            self._seen |= dict.fromkeys(some) | {
+                row.key: bytes(row.document) for row in self._connection.execute(query)
+            }
+
+    def put(self, key: str, document: bytes) -> None:
+        self._changed[key] = document
 
     def scan(
         self, prefix: str, *, after: str = "", limit: int = MAX_SCAN, descending: bool = False
@@ -52,10 +80,42 @@ class ViewRows:
         query = select(key, column.document).where(column.view == self._view, begins_with(key, prefix))
         if after:
             query = query.where(key < after if descending else key > after)
-        rows = self._connection.execute(query.order_by(key.desc() if descending else key).limit(limit))
-        return [(row.key, bytes(row.document)) for row in rows]
+        stored = self._connection.execute(query.order_by(key.desc() if descending else key).limit(limit))
+        rows = {row.key: bytes(row.document) for row in stored}
+        if self._changed:
+            rows |= {
+                key: document
+                for key, document in self._changed.items()
+                if key.startswith(prefix) and (not after or (key < after if descending else key > after))
+            }
+        return sorted(rows.items(), reverse=descending)[:limit]
 
     def clear(self) -> None:
         """Forget the view; it is rebuilt from position 0."""
-        self._connection.execute(tables.view_rows.delete().where(tables.view_rows.c.view == self._view))
-        self._connection.execute(tables.view_positions.delete().where(tables.view_positions.c.view == self._view))
+        self._start, self._next, self._cleared = self.next_position, 0, True
+        self._changed = {}
+
+    def write(self, connection: Connection) -> None:
+        """Write the changes in the caller's transaction. Raises ViewMoved."""
+        if self._next is None:
+            return
+        rows, positions = tables.view_rows, tables.view_positions
+        stored = select(positions.c.next_position).where(positions.c.view == self._view).with_for_update()
+        if (connection.execute(stored).scalar() or 0) != self._start:
+            raise ViewMoved(f"view {self._view!r} is not at {self._start} any more")
+        if self._cleared:
+            connection.execute(rows.delete().where(rows.c.view == self._view))
+        if self._changed:
+            upsert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(rows)
+            connection.execute(
+                upsert.on_conflict_do_update(
+                    index_elements=[rows.c.view, rows.c.key], set_={"document": upsert.excluded.document}
+                ),
+                [
+                    {"view": self._view, "key": key, "document": document}
+                    for key, document in sorted(self._changed.items())
+                ],
+            )
+        moved = positions.update().where(positions.c.view == self._view).values(next_position=self._next)
+        if not connection.execute(moved).rowcount:
+            connection.execute(insert(positions).values(view=self._view, next_position=self._next))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError
@@ -23,15 +23,17 @@ from ledger.errors import Damaged, Unreachable
 from ledger.sequencer import read_event
 from ledger.statement import Event
 from ledger.store import Head, Store
-from ledger.view_store import ViewRows
+from ledger.view_store import ViewMoved, ViewRows
 
-BATCH = 64  # events in one transaction; on SQLite the log's writer waits for its end
+BATCH = 512  # events in one transaction
 RETRY_SECONDS = 1.0
 WAIT_SECONDS = 30.0
 
 Answer = TypeVar("Answer")
 Fold = Callable[[Event, int, ViewRows], None]
 """(event, its index, the view's rows) -> changed rows. Deterministic, and it reads nothing else."""
+Keys = Callable[[Event], Iterable[str]]
+"""Rows that folding an event will probably read, so that a batch's are read at once."""
 
 _log = logging.getLogger(__name__)
 
@@ -39,10 +41,11 @@ _log = logging.getLogger(__name__)
 class ViewRunner:
     """One view of one store. `position` is the number of events folded."""
 
-    def __init__(self, store: Store, name: str, fold: Fold) -> None:
+    def __init__(self, store: Store, name: str, fold: Fold, keys: Keys = lambda event: ()) -> None:
         self.name = name
         self._store = store
         self._fold = fold
+        self._keys = keys
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopped = True
@@ -126,12 +129,14 @@ class ViewRunner:
                     return
             try:
                 self._fold_batch()
-            except DBAPIError as error:
+            except Unreachable as error:
                 # Nothing was written; the same batch is tried again, and readers learn why they wait.
-                self._hindrance = str(error.orig)
-                _log.warning("view %s: the database did not take a batch: %s", self.name, error.orig)
+                self._hindrance = error.message
+                _log.warning("view %s: the database did not take a batch: %s", self.name, error.message)
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopped, RETRY_SECONDS)
+            except ViewMoved:
+                self.position = self._read_position()
             except Damaged as error:
                 _log.exception("view %s stopped", self.name)
                 with self._changed:
@@ -141,11 +146,12 @@ class ViewRunner:
 
     def _fold_batch(self) -> None:
         stop = min(self.position + BATCH, self._store.head.size)
-        events = self._store.select(start=self.position, stop=stop, limit=None)
+        events = [(row, read_event(row)) for row in self._store.select(start=self.position, stop=stop, limit=None)]
         with self._store.view(self.name, write=True) as rows:
-            for row in events:
+            rows.fetch(key for _, event in events for key in self._keys(event))
+            for row, event in events:
                 try:
-                    self._fold(read_event(row), row.position, rows)
+                    self._fold(event, row.position, rows)
                 except DBAPIError:
                     raise
                 except Exception as error:

@@ -16,7 +16,7 @@ from ledger.kit.artifacts import ArtifactStore
 from ledger.kit.serve import Address, Servicer
 from ledger.local_actor import LocalActor
 from ledger.registry import Registry
-from ledger.registry_view import fold_registry
+from ledger.registry_view import fold_registry, keys_read
 from ledger.sequencer import Sequencer
 from ledger.service import LedgerServicer
 from ledger.store import Store
@@ -32,7 +32,7 @@ class LedgerPart:
         self.store = Store(config.database_url, log)
         self.sequencer = Sequencer(self.store)
         found(self.sequencer, log, signers)
-        self.view = ViewRunner(self.store, "registry", fold_registry)
+        self.view = ViewRunner(self.store, "registry", fold_registry, keys_read)
         registry = Registry(self.store, self.view, LocalActor("registry", signers["registry"], self.sequencer))
         certification = Certification(
             self.store,

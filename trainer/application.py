@@ -17,12 +17,12 @@ from eventsourcing.persistence import IntegrityError
 from modelledger.ledger.v1 import events_pb2, registry_pb2, registry_pb2_grpc
 
 from ledger import manifest, strict_json
-from ledger.errors import InvalidInput, NotFound, NotReady, Refused
+from ledger.errors import InvalidInput, InvalidName, NotFound, NotReady, Refused
 from ledger.kit import catalog
 from ledger.kit.application import LedgerApplication, event_id
 from ledger.kit.artifacts import ArtifactStore, scan_directory
 from ledger.kit.client import call
-from ledger.resource_names import ModelName, parse_model, parse_number
+from ledger.resource_names import BASE_ORG, ModelName, parse_model, parse_number
 from ledger.statement import Artifact
 from trainer import dataset, options
 from trainer.aggregate import ModelLine, Registered, TrainingRun, model_stream, run_stream
@@ -132,6 +132,8 @@ class Training(LedgerApplication):
         if request_id and (earlier := self.find(command)):
             return self.load(TrainingRun, earlier[1].originator_id)
         name = parse_model(model, "model")
+        if name.org == BASE_ORG:
+            raise InvalidName(f"model: the organisation {BASE_ORG!r} stands for base models as they are; choose another")
         effective = options.effective(profile or self.config.profile, _parse_options(overrides))
         chosen = catalog.select(bases, self.catalogue(), self.config.base_models)
         data = self._dataset(dataset_sha256, name.org)

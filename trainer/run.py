@@ -16,25 +16,18 @@ with the same SPEC after a kill goes on from the last epoch; finished bases are 
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from ledger import strict_json
 from ledger.errors import MissingCapability, ModelLedgerError
+from ledger.kit.child import Report, claim_stdout, die_with_parent
 from trainer import checkpoints, dataset
 from trainer.spec import BaseSpec, Spec, read_spec
 
 MAX_REASON = 1000
-PR_SET_PDEATHSIG = 1  # prctl(2)
-
-Report = Callable[[dict[str, Any]], None]
 
 
 def main(arguments: list[str]) -> int:
@@ -131,27 +124,6 @@ def reason(error: Exception) -> str:
     if isinstance(error, ImportError):
         return f"a library is missing or broken: {text}"
     return f"{type(error).__name__}: {text}" if text else f"failed with {type(error).__name__}"
-
-
-def claim_stdout() -> Report:
-    """Keep the real stdout for messages; whatever else prints to it lands on stderr."""
-    channel = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-
-    def report(message: dict[str, Any]) -> None:
-        channel.write(strict_json.canonical(message) + b"\n")
-        channel.flush()
-
-    return report
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends: nobody would read its results."""
-    parent = os.getppid()
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:
-        os._exit(1)  # it ended between the two lines
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from ledger.kit import catalog
 from ledger.kit.interceptors import caller
 from ledger.kit.listing import page, page_size
 from ledger.kit.live import Changes
+from ledger.kit.threads import in_thread
 from trainer import dataset
 from trainer.aggregate import COMPLETED, TrainingRun
 from trainer.application import Training
@@ -37,7 +37,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def ListLocalBases(
         self, request: trainer_pb2.ListLocalBasesRequest, context: Context
     ) -> trainer_pb2.ListLocalBasesResponse:
-        catalogue = await asyncio.to_thread(self._training.catalogue)
+        catalogue = await in_thread(self._training.catalogue)
         bases = [_local_base(base) for _, base in sorted(catalogue.models.items())]
         bases += [
             trainer_pb2.LocalBase(folder=str(unusable.folder), unusable_reason=unusable.reason)
@@ -53,7 +53,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             [base] = catalog.select([request.base], self._training.catalogue())
             return base, self._training.register_base(base, request.request_id)
 
-        base, index = await asyncio.to_thread(register)
+        base, index = await in_thread(register)
         return trainer_pb2.RegisterBaseResponse(base=_local_base(base), event_index=index)
 
     async def CheckDataset(
@@ -63,10 +63,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         with tempfile.NamedTemporaryFile(prefix="dataset-", suffix=".jsonl") as file:
             header = await _receive(requests, file)
             path = Path(file.name)
-            report = await asyncio.to_thread(dataset.check, path)
+            report = await in_thread(dataset.check, path)
             index = None
             if header.register:
-                index = await asyncio.to_thread(
+                index = await in_thread(
                     self._training.register_dataset,
                     header.org,
                     header.dataset,
@@ -93,7 +93,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def StartTrainingRun(
         self, request: trainer_pb2.StartTrainingRunRequest, context: Context
     ) -> trainer_pb2.StartTrainingRunResponse:
-        run = await asyncio.to_thread(
+        run = await in_thread(
             self._training.request_run,
             request.model,
             request.bases,
@@ -106,12 +106,12 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             major=request.major,
             request_id=request.request_id,
         )
-        return trainer_pb2.StartTrainingRunResponse(run=self._message(run))
+        return trainer_pb2.StartTrainingRunResponse(run=await in_thread(self._message, run))
 
     async def GetTrainingRun(
         self, request: trainer_pb2.GetTrainingRunRequest, context: Context
     ) -> trainer_pb2.GetTrainingRunResponse:
-        return trainer_pb2.GetTrainingRunResponse(run=await asyncio.to_thread(self._read, _run_id(request.name)))
+        return trainer_pb2.GetTrainingRunResponse(run=await in_thread(self._read, _run_id(request.name)))
 
     async def ListTrainingRuns(
         self, request: trainer_pb2.ListTrainingRunsRequest, context: Context
@@ -121,7 +121,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             streams, token = self._training.newest(TrainingJob.requested, size, request.page_token)
             return [self._read(stream.removeprefix("training-runs/")) for stream in streams], token
 
-        runs, token = await asyncio.to_thread(read)
+        runs, token = await in_thread(read)
         return trainer_pb2.ListTrainingRunsResponse(runs=runs, next_page_token=token)
 
     async def WatchTrainingRun(
@@ -130,8 +130,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         run_id = _run_id(request.name)
         last = None
         async for _ in self._changes.watch(f"training-runs/{run_id}"):
-            run = await asyncio.to_thread(self._training.run, run_id)
-            message = await asyncio.to_thread(self._message, run)
+            run = await in_thread(self._training.run, run_id)
+            message = await in_thread(self._message, run)
             if message != last:
                 yield trainer_pb2.WatchTrainingRunResponse(run=message)
                 last = message
@@ -141,11 +141,11 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def CancelTrainingRun(
         self, request: trainer_pb2.CancelTrainingRunRequest, context: Context
     ) -> trainer_pb2.CancelTrainingRunResponse:
-        run = await asyncio.to_thread(
+        run = await in_thread(
             self._training.cancel_run, _run_id(request.name), request.reason, caller(), request.request_id
         )
         self._changes.publish(run.id)
-        return trainer_pb2.CancelTrainingRunResponse(run=self._message(run))
+        return trainer_pb2.CancelTrainingRunResponse(run=await in_thread(self._message, run))
 
     def _read(self, run: str) -> trainer_pb2.TrainingRun:
         return self._message(self._training.run(run))

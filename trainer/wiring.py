@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from modelledger.trainer.v1 import trainer_pb2_grpc
 
 from ledger.kit.live import Changes
 from ledger.kit.serve import Address, Servicer
+from ledger.kit.threads import in_thread
 from ledger.kit.work import Worker
 from trainer.application import Training
 from trainer.config import TrainerConfig
@@ -39,7 +39,7 @@ class TrainerPart:
         self._worker.start()
 
     async def stop(self) -> None:
-        await asyncio.to_thread(self._worker.stop)
+        await in_thread(self._worker.stop)
 
     async def close(self) -> None:
         self._training.close()

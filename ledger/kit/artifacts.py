@@ -10,6 +10,7 @@ entry is flushed too; a crash leaves either the whole blob or none.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import tempfile
@@ -79,31 +80,12 @@ class ArtifactStore:
         return self.path_of(sha256).exists()
 
     def put_bytes(self, data: bytes) -> Stored:
-        descriptor, name = tempfile.mkstemp(dir=self._temporary)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
-        return self._adopt(Path(name), Stored(hashlib.sha256(data).hexdigest(), len(data)))
+        return self._put(io.BytesIO(data))
 
     def put_file(self, path: Path, progress: Progress | None = None) -> Stored:
         """Copy a file in, hashing the very bytes that are stored."""
-        hasher, size = hashlib.sha256(), 0
-        descriptor, name = tempfile.mkstemp(dir=self._temporary)
-        try:
-            with path.open("rb") as source, os.fdopen(descriptor, "wb") as target:
-                while piece := source.read(CHUNK):
-                    hasher.update(piece)
-                    target.write(piece)
-                    size += len(piece)
-                    if progress:
-                        progress(len(piece))
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
-        return self._adopt(Path(name), Stored(hasher.hexdigest(), size))
+        with path.open("rb") as source:
+            return self._put(source, progress)
 
     def put_directory(self, folder: Path) -> Stored:
         """Store every file below `folder` and the manifest; answers the directory's digest."""
@@ -150,10 +132,24 @@ class ArtifactStore:
             shutil.copyfile(self.get(entry.sha256), target)
         return folder
 
+    def _put(self, source: BinaryIO, progress: Progress | None = None) -> Stored:
+        descriptor, name = tempfile.mkstemp(dir=self._temporary)
+        try:
+            hasher, size = hashlib.sha256(), 0
+            with open(descriptor, "wb") as target:
+                while piece := source.read(CHUNK):
+                    hasher.update(piece)
+                    target.write(piece)
+                    size += len(piece)
+                    if progress:
+                        progress(len(piece))
+            return self._adopt(Path(name), Stored(hasher.hexdigest(), size))
+        finally:
+            Path(name).unlink(missing_ok=True)  # what was adopted has another name by now
+
     def _adopt(self, temporary: Path, stored: Stored) -> Stored:
         target = self.path_of(stored.sha256)
         if target.exists() and hash_file(target) == stored:
-            temporary.unlink()
             return stored
         if not target.parent.exists():
             target.parent.mkdir(exist_ok=True)

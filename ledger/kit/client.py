@@ -37,6 +37,9 @@ def connect(address: str, *, ca_file: str = "", cert_file: str = "", key_file: s
         ("grpc.max_receive_message_length", MAX_MESSAGE),
         # Reconnect soon after a restart instead of backing off for up to two minutes.
         ("grpc.max_reconnect_backoff_ms", 2_000),
+        # A peer that vanishes without a word is noticed; whoever follows the log must know when it does not.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
         ("grpc.use_local_subchannel_pool", 1),
     ]
     if not ca_file:

@@ -105,6 +105,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),  # a second server on the port is an error, not half of the calls
                 ("grpc.max_receive_message_length", MAX_MESSAGE),
                 ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients ping, see client.py
             ],
         )
         for servicer in self._servicers:

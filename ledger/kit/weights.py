@@ -7,6 +7,7 @@ tensors cover the data section exactly, so a truncated or padded file is found w
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -32,6 +33,7 @@ DTYPE_BITS = {
 def count_parameters(folder: Path) -> int:
     """Elements of all tensors of the model in `folder`. Raises InvalidBaseModel with the file and the reason."""
     index = folder / INDEX
+    shards: Mapping[str, set[str] | None]
     if index.is_file():
         shards = _shards(index)
     elif (folder / SINGLE).is_file():

@@ -13,7 +13,7 @@ from pathlib import Path
 from modelledger.ledger.v1 import events_pb2
 
 from ledger.envelope import Signer
-from ledger.errors import OtherLog
+from ledger.errors import DamagedLog, OtherLog
 from ledger.events import ROLES
 from ledger.kit.keys import FileSigner, actor_signer, log_key
 from ledger.local_actor import LocalActor
@@ -35,8 +35,22 @@ def actor_signers(keys: Path) -> dict[str, FileSigner]:
     return {role: actor_signer(keys / f"{role}.key") for role in ROLES}
 
 
-def found(sequencer: Sequencer, log: LogSigner, signers: Mapping[str, Signer]) -> None:
-    """Create the log when it is empty, and enrol the actors that are not. Raises OtherLog for foreign keys."""
+def found(sequencer: Sequencer, log: LogSigner, signers: Mapping[str, Signer], vkey_file: Path) -> None:
+    """Create the log when it is empty, and enrol the actors that are not.
+
+    `vkey_file` is written once the log exists; it is what verifiers are given, and what tells an emptied database
+    from a new one. Raises OtherLog for foreign keys, DamagedLog for a log that was there and is gone.
+    """
+    if sequencer.store.head.size == 0 and vkey_file.exists():
+        raise DamagedLog(
+            f"{vkey_file} says that this log exists, but its database is empty; restore the database from a backup"
+        )
+    _create(sequencer, log, signers)
+    if not vkey_file.exists():
+        vkey_file.write_text(f"{log.vkey()}\n")
+
+
+def _create(sequencer: Sequencer, log: LogSigner, signers: Mapping[str, Signer]) -> None:
     ledger = LocalActor("ledger", signers["ledger"], sequencer)
     if sequencer.store.head.size == 0:
         verifier = log.verifier

@@ -52,8 +52,8 @@ class ViewRows:
     def get(self, key: str) -> bytes | None:
         if key in self._changed:
             return self._changed[key]
-        if key in self._seen:
-            return self._seen[key]
+        if self._cleared or key in self._seen:
+            return self._seen.get(key)
         column = tables.view_rows.c
         query = select(column.document).where(column.view == self._view, column.key == key)
         document = self._connection.execute(query).scalar()
@@ -80,8 +80,10 @@ class ViewRows:
         query = select(key, column.document).where(column.view == self._view, begins_with(key, prefix))
         if after:
             query = query.where(key < after if descending else key > after)
-        stored = self._connection.execute(query.order_by(key.desc() if descending else key).limit(limit))
-        rows = {row.key: bytes(row.document) for row in stored}
+        rows: dict[str, bytes] = {}
+        if not self._cleared:
+            stored = self._connection.execute(query.order_by(key.desc() if descending else key).limit(limit))
+            rows = {row.key: bytes(row.document) for row in stored}
         if self._changed:
             rows |= {
                 key: document
@@ -93,7 +95,7 @@ class ViewRows:
     def clear(self) -> None:
         """Forget the view; it is rebuilt from position 0."""
         self._start, self._next, self._cleared = self.next_position, 0, True
-        self._changed = {}
+        self._changed, self._seen = {}, {}
 
     def write(self, connection: Connection) -> None:
         """Write the changes in the caller's transaction. Raises ViewMoved."""

@@ -31,7 +31,7 @@ class LedgerPart:
         signers = actor_signers(config.keys)
         self.store = Store(config.database_url, log)
         self.sequencer = Sequencer(self.store)
-        found(self.sequencer, log, signers)
+        found(self.sequencer, log, signers, config.keys / "log.vkey")
         self.view = ViewRunner(self.store, "registry", fold_registry, keys_read)
         registry = Registry(self.store, self.view, LocalActor("registry", signers["registry"], self.sequencer))
         certification = Certification(

@@ -133,7 +133,7 @@ class Training(LedgerApplication):
             return self.load(TrainingRun, earlier[1].originator_id)
         name = parse_model(model, "model")
         if name.org == BASE_ORG:
-            raise InvalidName(f"model: the organisation {BASE_ORG!r} stands for base models as they are; choose another")
+            raise InvalidName(f"model: organisation {BASE_ORG!r} stands for base models as they are; choose another")
         effective = options.effective(profile or self.config.profile, _parse_options(overrides))
         chosen = catalog.select(bases, self.catalogue(), self.config.base_models)
         data = self._dataset(dataset_sha256, name.org)

@@ -16,11 +16,12 @@ from ledger.kit.listing import page, page_size
 from ledger.kit.live import Changes
 from ledger.kit.threads import in_thread
 from trainer import dataset
-from trainer.aggregate import COMPLETED, TrainingRun
+from trainer.aggregate import CANCELLED, COMPLETED, FAILED, RUNNING, TrainingRun
 from trainer.application import Training
 from trainer.worker import TrainingJob
 
 MAX_PROBLEMS = 1_000
+ENDED = (COMPLETED, FAILED, CANCELLED)
 
 Context = Any  # grpc.aio.ServicerContext; the handlers use nothing of it
 
@@ -135,7 +136,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             if message != last:
                 yield trainer_pb2.WatchTrainingRunResponse(run=message)
                 last = message
-            if run.over:
+            if message.state in ENDED:
                 return
 
     async def CancelTrainingRun(
@@ -152,23 +153,24 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     def _message(self, run: TrainingRun) -> trainer_pb2.TrainingRun:
         live = self._job.live.get(run.id)
+        state = RUNNING if run.id in self._job.finishing else run.state
         return trainer_pb2.TrainingRun(
             name=run.id,
-            state=run.state,
+            state=state,
             request=run.request,
             epochs=run.epochs,
             outcome=run.outcome,
             reason=run.reason,
             version=self._training.version_of(run),
-            progress=self._percent(run, live),
+            progress=self._percent(run, state, live),
             create_time=run.create_time,
             live=live,
             attempts=run.attempts,
         )
 
-    def _percent(self, run: TrainingRun, live: trainer_pb2.LiveStep | None) -> float:
+    def _percent(self, run: TrainingRun, state: int, live: trainer_pb2.LiveStep | None) -> float:
         """Share of the epochs done, the live step counted in. Never goes back, and is 100 only at the end."""
-        if run.state == COMPLETED:
+        if state == COMPLETED:
             self._progress.pop(run.id, None)
             return 100.0
         if not run.request.bases:

@@ -24,7 +24,11 @@ log = logging.getLogger("modelledger.trainer")
 
 
 class TrainingJob:
-    """Implements ledger.kit.work.Job. `live` holds the newest step of each run; it is shown, not recorded."""
+    """Implements ledger.kit.work.Job.
+
+    live:      the newest step of each run; shown, not recorded
+    finishing: runs whose outcome is recorded and whose activation is still to come; shown as running
+    """
 
     requested = "TrainingRequested"
     cancelled: Sequence[str] = ("TrainingCancelled",)
@@ -34,6 +38,7 @@ class TrainingJob:
         self._changes = changes
         self._messages: dict[str, list[dict[str, Any]]] = {}
         self.live: dict[str, trainer_pb2.LiveStep] = {}
+        self.finishing: set[str] = set()
 
     def claim(self, stream: str, worker: str) -> Task | None:
         run = self._training.load(TrainingRun, stream)
@@ -135,9 +140,13 @@ class TrainingJob:
             line.create(current, outcome)
             self._training.record(current, line)
 
-        self._training.retried(attempt)
-        shutil.rmtree(self._folder(run), ignore_errors=True)  # everything that counts is in the store
-        self._activate(self._training.load(TrainingRun, run.id))
+        self.finishing.add(run.id)
+        try:
+            self._training.retried(attempt)
+            shutil.rmtree(self._folder(run), ignore_errors=True)  # everything that counts is in the store
+            self._activate(self._training.load(TrainingRun, run.id))
+        finally:
+            self.finishing.discard(run.id)
 
     def _trained(self, run: TrainingRun, message: dict[str, Any]) -> events_pb2.TrainedBase:
         stored = self._training.artifacts.put_directory(Path(message["adapter"]))

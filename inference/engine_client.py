@@ -1,0 +1,208 @@
+"""The engine as the service sees it: asyncio in, asyncio out, llama.cpp far away in a child process.
+
+    engine = await Engine.start(path, sha256, context=2048, threads=1, slots=4)
+    async with aclosing(engine.generate(Generation(prompt="Once", max_tokens=20))) as answer:
+        async for item in answer: ...            # Piece, Piece, ..., Done
+    await engine.close()
+
+Closing the iterator early cancels the request in the child. If the child dies, every running request fails with
+Unreachable; the engine is then not `alive`, and inference/pool.py starts another one on the next request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from inference.generation import Done, Generation, Piece
+from ledger.errors import BY_REASON, ModelLedgerError, Unreachable
+
+log = logging.getLogger(__name__)
+MAX_LINE = 1 << 20
+GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the engine loaded: tokens per request, vocabulary size, architecture, resident memory in bytes."""
+
+    context: int
+    vocabulary: int
+    architecture: str
+    chat_template: bool
+    sha256: str
+    memory_bytes: int
+
+
+class Engine:
+    """One child process with one loaded model. Made by `start`, belongs to one event loop."""
+
+    def __init__(self, process: asyncio.subprocess.Process, path: Path) -> None:
+        if not (process.stdin and process.stdout and process.stderr):
+            raise ValueError("the process must have pipes")
+        self._process = process
+        self._input, self._output, self._errors = process.stdin, process.stdout, process.stderr
+        self._path = path
+        self._last_words: deque[str] = deque(maxlen=20)
+        self._answers: dict[str, asyncio.Queue[dict[str, Any]]] = {}
+        self._ids = itertools.count(1)
+        self._closing = False
+        self._logging = asyncio.create_task(self._log_errors())
+        self._reading: asyncio.Task[None] | None = None
+        self.ready: Ready
+
+    @classmethod
+    async def start(cls, path: Path, sha256: str, *, context: int, threads: int, slots: int) -> Engine:
+        """Load `path`, whose bytes must hash to `sha256`. Raises ArtifactMismatch (other bytes), NotFound, Damaged
+        (not a loadable GGUF), MissingCapability (no llama.cpp), InvalidConfig (no room for the context) or
+        Unreachable (the process died).
+
+        Linux ends the child when the thread that started it ends: run the loop in a thread that outlives it.
+        """
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "inference.engine",
+            str(os.getpid()),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=MAX_LINE,
+            cwd=Path(__file__).parent.parent,
+        )
+        engine = cls(process, path)
+        try:
+            await engine._send(
+                {
+                    "type": "load",
+                    "path": str(path.absolute()),
+                    "sha256": sha256,
+                    "context": context,
+                    "threads": threads,
+                    "slots": slots,
+                }
+            )
+            first = await engine._receive()
+            if first is None:
+                raise Unreachable(await engine._epitaph("while loading"))
+            if first.pop("type") == "refused":
+                raise BY_REASON.get(first["reason"], ModelLedgerError)(first["message"])
+            engine.ready = Ready(**first)
+        except BaseException:
+            await engine._kill()
+            raise
+        engine._reading = asyncio.create_task(engine._route())
+        return engine
+
+    @property
+    def alive(self) -> bool:
+        return self._reading is not None and not self._reading.done() and not self._closing
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def generate(self, request: Generation) -> AsyncGenerator[Piece | Done, None]:
+        """Pieces, then one Done. Raises InvalidInput (the prompt does not fit: metadata code
+        `context_length_exceeded`), MissingCapability (no chat template), Overloaded, or Unreachable (crash)."""
+        request_id = str(next(self._ids))
+        answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        if not self.alive:
+            raise Unreachable(await self._epitaph("before this request"))
+        self._answers[request_id] = answers
+        finished = False
+        try:
+            asked = {name: value for name, value in asdict(request).items() if value is not None}
+            await self._send({"type": "generate", "id": request_id, **asked})
+            while not finished:
+                message = await answers.get()
+                kind = message.pop("type")
+                finished = kind != "token"
+                if kind == "token":
+                    yield Piece(message["text"])
+                elif kind == "error":
+                    known = BY_REASON.get(message["reason"], ModelLedgerError)
+                    raise known(message["message"], metadata=message.get("metadata"))
+                elif message["finish_reason"] == "cancelled":
+                    raise Unreachable("the model was unloaded while it answered; try again")
+                else:
+                    yield Done(**{field: value for field, value in message.items() if field != "id"})
+        finally:
+            del self._answers[request_id]
+            if not finished and self.alive:
+                await self._send({"type": "cancel", "id": request_id})
+
+    async def close(self) -> None:
+        """Unload and end the process; running requests fail. Safe to call twice."""
+        if not self._closing and self.alive:
+            await self._send({"type": "unload"})
+            self._closing = True
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), GRACE_SECONDS)
+        self._closing = True
+        await self._kill()
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        # A broken pipe needs no word here: the reader sees the end of the output and fails every request.
+        with contextlib.suppress(ConnectionError):
+            self._input.write(json.dumps(message).encode() + b"\n")
+            await self._input.drain()
+
+    async def _receive(self) -> dict[str, Any] | None:
+        line = await self._output.readline()
+        message: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
+        return message
+
+    async def _route(self) -> None:
+        """Hand every line of the child to the request it belongs to, until the child ends."""
+        try:
+            while message := await self._receive():
+                if answers := self._answers.get(message["id"]):
+                    answers.put_nowait(message)
+        except ValueError:  # too long, or no JSON: a bug in the engine
+            log.exception("engine %d sent a line that is no message", self.pid)
+            self._process.kill()
+        reason = await self._epitaph("while it answered")
+        for answers in self._answers.values():
+            answers.put_nowait({"type": "error", "reason": Unreachable.reason, "message": reason})
+
+    async def _log_errors(self) -> None:
+        while line := await self._errors.readline():
+            text = line.decode(errors="replace").rstrip()
+            self._last_words.append(text)
+            log.info("engine %d: %s", self._process.pid, text)
+
+    async def _epitaph(self, when: str) -> str:
+        """One sentence about how the child ended. The file's name only: callers need no path of this machine."""
+        code = await self._process.wait()
+        await self._logging
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        log.log(
+            logging.INFO if self._closing else logging.WARNING,
+            "engine %d of %s ended %s (%s): %s",
+            self.pid,
+            self._path,
+            when,
+            how,
+            " | ".join(self._last_words),
+        )
+        return f"the inference engine of {self._path.name} ended {when} ({how}); try again"
+
+    async def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+        if self._reading:
+            await self._reading
+        await self._logging

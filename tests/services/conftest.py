@@ -1,0 +1,68 @@
+"""Models for the service tests: the demo's tiny base as a GGUF, made by the quantizer's own child process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.house import House
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base as an F16 GGUF."""
+    workdir = tmp_path_factory.mktemp("gguf")
+    spec = workdir / "spec.json"
+    spec.write_text(
+        json.dumps(
+            {
+                "id": "x",
+                "workdir": str(workdir),
+                "name": "tiny",
+                "base": {"key": "tiny", "path": str(tiny_base)},
+                "adapters": [],
+                "types": ["F16"],
+                "threads": 1,
+            }
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "quantizer.run", str(spec)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    messages = [json.loads(line) for line in done.stdout.splitlines()]
+    (output,) = [message for message in messages if message["type"] == "output"]
+    assert output["quantisation"] == "F16"
+    return Path(output["path"])
+
+
+@pytest.fixture(scope="session")
+def endless_gguf(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights with the end tokens renamed to ordinary words: every answer fills the context."""
+    data = tiny_gguf.read_bytes()
+    for name in (b"<|im_end|>", b"<|endoftext|>", b"tokenizer.ggml.eos_token_id"):
+        assert name in data
+        data = data.replace(name, name[:-3] + b"X" + name[-2:])
+    path = tmp_path_factory.mktemp("endless") / "endless.gguf"
+    path.write_bytes(data)
+    return path
+
+
+@pytest.fixture(scope="module")
+def house(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """Ledger, trainer, quantizer and inference on one data directory; a copy of the tiny base in the bases folder."""
+    folder = tmp_path_factory.mktemp("house")
+    shutil.copytree(tiny_base, folder / "bases" / "tiny-base")
+    with closing(House(folder / "data", folder / "bases")) as house:
+        yield house

@@ -1,0 +1,95 @@
+"""`modelledger bench`: numbers of this machine, each beside a floor measured in the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from modelledger.cli.child import Child, environment
+from modelledger.cli.session import json_option
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine, against a floor measured in the same run."""
+
+
+@bench.command()
+@click.option("--events", default=6_000, show_default=True, type=click.IntRange(100), help="In each round.")
+@click.option("--callers", default=64, show_default=True, type=click.IntRange(1, 1_000))
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1, 100), help="The median counts.")
+@json_option
+def append(events: int, callers: int, rounds: int, as_json: bool) -> None:
+    """Signed, verified, durable, proven events a second through gRPC.
+
+    A real ledger in a process of its own, on a fresh SQLite file; events signed beforehand; every proof is checked
+    afterwards. The floor is a bare gRPC echo of messages of the same size, with the same client code.
+    """
+    from modelledger.cli.bench_load import measure_append  # grpc.aio is for this command only
+
+    measured = measure_append(events, callers, rounds)
+    _report(measured, as_json)
+
+
+@bench.command()
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1, 100), help="The median counts.")
+@json_option
+def startup(rounds: int, as_json: bool) -> None:
+    """Seconds that `--help` takes, and `up` until it is ready; the floor is `python -c pass`."""
+    python = sys.executable
+    floor = _median(rounds, lambda: _seconds([python, "-c", "pass"]))
+    conditions: dict[str, Any] = {"rounds": rounds, "cpus": os.cpu_count(), "python": sys.version.split()[0]}
+    value = _median(rounds, lambda: _seconds([python, "-m", "modelledger.cli", "--help"]))
+    _report(_result("startup.help", value, floor, "s", conditions), as_json)
+    with tempfile.TemporaryDirectory(prefix="modelledger-bench-") as folder:
+        data = Path(folder, "data")
+        first = _up_seconds(data, Path(folder, "first.log"))
+        value = _median(rounds, lambda: _up_seconds(data, Path(folder, "up.log")))
+    conditions = {**conditions, "first_run_seconds": round(first, 3)}
+    _report(_result("startup.up", value, floor, "s", conditions), as_json)
+
+
+def _result(name: str, value: float, floor: float, unit: str, conditions: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "value": round(value, 4),
+        "floor": round(floor, 4),
+        "ratio": round(value / floor, 3),
+        "unit": unit,
+        "conditions": conditions,
+    }
+
+
+def _report(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    click.echo(f"{result['name']}: {result['value']:g} {result['unit']}")
+    click.echo(f"  floor {result['floor']:g}, ratio {result['ratio']:g}")
+    click.echo(f"  {', '.join(f'{name} {value}' for name, value in result['conditions'].items())}")
+
+
+def _median(rounds: int, measure: Callable[[], float]) -> float:
+    return statistics.median(measure() for _ in range(rounds))
+
+
+def _seconds(command: Sequence[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment())
+    return time.perf_counter() - started
+
+
+def _up_seconds(data: Path, log: Path) -> float:
+    started = time.perf_counter()
+    with Child.up(data, log):
+        return time.perf_counter() - started

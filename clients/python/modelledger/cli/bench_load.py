@@ -1,0 +1,138 @@
+"""The load of `modelledger bench append`: pre-signed events against a real ledger, and bytes against an echo.
+
+Three processes: this one (the callers), the ledger, the echo. Rounds alternate, so that both meet the same machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import platform
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from ledger import envelope, merkle, statement
+from ledger.checkpoint import open_checkpoint
+from ledger.envelope import Signer
+from ledger.errors import DamagedLog
+from ledger.kit.keys import actor_signer
+from ledger.note import Verifier
+from ledger.statement import Artifact, Event
+from modelledger.cli.child import Child, environment
+from modelledger.client import Client
+from modelledger.ledger.v1 import ledger_pb2
+
+APPEND = "/modelledger.ledger.v1.LedgerService/AppendEvents"
+ECHO = "/modelledger.bench.Echo/Echo"
+WARM_UP = 200  # events
+
+
+def measure_append(events: int, callers: int, rounds: int) -> dict[str, Any]:
+    """Median events a second of the ledger and, as the floor, messages a second of the echo."""
+    with tempfile.TemporaryDirectory(prefix="modelledger-bench-") as name:
+        folder = Path(name)
+        data = folder / "data"
+        servers = [sys.executable, "-m", "modelledger.cli.bench_servers"]
+        with (
+            Child([*servers, "ledger", str(data)], folder / "ledger.log", environment()) as ledger,
+            Child([*servers, "echo"], folder / "echo.log", environment()) as echo,
+        ):
+            signer = actor_signer(data / "keys" / "trainer.key")
+            batches = [_requests(signer, WARM_UP), *(_requests(signer, events) for _ in range(rounds))]
+            address, floor_address = ledger.ready["grpc"], echo.ready["grpc"]
+            appended, echoed = [], []
+            for number, requests in enumerate(batches):
+                floor_seconds, _ = asyncio.run(_load(floor_address, ECHO, requests, callers))
+                seconds, responses = asyncio.run(_load(address, APPEND, requests, callers))
+                _check(address, requests, responses)
+                if number:  # the first batch warms both up
+                    appended.append(events / seconds)
+                    echoed.append(events / floor_seconds)
+            size = len(batches[-1][-1])
+    value, floor = statistics.median(appended), statistics.median(echoed)
+    return {
+        "name": "append",
+        "value": round(value, 1),
+        "floor": round(floor, 1),
+        "ratio": round(value / floor, 4),
+        "unit": "events/s",
+        "conditions": {
+            "callers": callers,
+            "events_per_round": events,
+            "rounds": rounds,
+            "request_bytes": size,
+            "fsync": "every commit (SQLite, WAL, synchronous=FULL)",
+            "signatures": "ECDSA P-256, signed beforehand, verified by the ledger",
+            "proofs": "one for each event, all verified after the timing",
+            "floor": "gRPC echo of the same bytes, same client",
+            "value_rounds": [round(rate, 1) for rate in appended],
+            "floor_rounds": [round(rate, 1) for rate in echoed],
+            "cpus": len(os.sched_getaffinity(0)),
+            "python": platform.python_version(),
+            "sqlite": sqlite3.sqlite_version,
+        },
+    }
+
+
+def _requests(signer: Signer, count: int) -> list[bytes]:
+    """AppendEvents requests of one event each, serialized; every event begins a stream of its own."""
+    run = uuid.uuid4().hex[:12]
+    requests = []
+    for number in range(count):
+        name = f"{run}-{number}"
+        artifact = Artifact(f"datasets/bench/{name}", hashlib.sha256(name.encode()).hexdigest())
+        event = Event(
+            kind="DatasetRegistered",
+            stream=f"datasets/bench/{name}",
+            version=1,
+            actor="trainer",
+            subjects=(artifact,),
+            data={"org": "bench", "name": name, "form": "messages", "examples": 100, "band": "minimum"},
+        )
+        entry = envelope.sign(statement.encode(event), [signer])
+        requests.append(ledger_pb2.AppendEventsRequest(envelopes=[entry]).SerializeToString())
+    return requests
+
+
+async def _load(address: str, method: str, requests: Sequence[bytes], callers: int) -> tuple[float, list[bytes]]:
+    """Seconds until `callers` at once have sent all requests, and the responses in their order."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        await channel.channel_ready()
+        send: Any = channel.unary_unary(method)  # bytes in, bytes out
+        responses = [b""] * len(requests)
+        waiting = iter(range(len(requests)))
+
+        async def caller() -> None:
+            for number in waiting:
+                responses[number] = await send(requests[number])
+
+        started = time.perf_counter()
+        await asyncio.gather(*(caller() for _ in range(callers)))
+        return time.perf_counter() - started, responses
+
+
+def _check(address: str, requests: Sequence[bytes], responses: Sequence[bytes]) -> None:
+    """Every event is in the tree of a checkpoint that the log signed. Raises DamagedLog."""
+    with Client(address) as client:
+        verifier = Verifier.parse(client.checkpoint().vkey)
+    for request, response in zip(requests, responses, strict=True):
+        [entry] = ledger_pb2.AppendEventsRequest.FromString(request).envelopes
+        answer = ledger_pb2.AppendEventsResponse.FromString(response)
+        [proof] = answer.proofs
+        checkpoint = open_checkpoint(answer.checkpoint, [verifier], verifier.name)
+        try:
+            merkle.verify_inclusion(
+                merkle.leaf_hash(entry), proof.index, checkpoint.size, proof.hashes, checkpoint.root
+            )
+        except ValueError as error:
+            raise DamagedLog(f"event {proof.index}: its proof does not hold: {error}") from None

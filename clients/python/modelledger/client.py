@@ -1,0 +1,420 @@
+"""A typed client: every command of the services, pages read to the end, errors as exceptions of ledger/errors.py.
+
+    with Client("127.0.0.1:50051") as client:
+        data = client.check_dataset(Path("faq.jsonl"), org="acme", name="faq", register=True)
+        run = client.train("acme/support", data.sha256, bases=["llama-2-7b"], options={"epochs": "3"})
+        for run in client.watch_run(run.name): print(run.progress)
+        client.activate("acme/support", run.version, reason="first one")
+
+Models are written `org/model`, base models `base/key`. A write takes a `request_id`: repeating the call with the same
+one, after a broken connection for example, gets the first answer again instead of doing the work twice.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+
+from ledger.errors import InvalidName
+from ledger.kit.client import DEADLINE, call, connect, stream, upload
+from ledger.resource_names import ModelName, parse_model, parse_served
+from modelledger.inference.v1 import inference_pb2, inference_pb2_grpc
+from modelledger.ledger.v1 import (
+    certification_pb2,
+    certification_pb2_grpc,
+    ledger_pb2,
+    ledger_pb2_grpc,
+    registry_pb2,
+    registry_pb2_grpc,
+)
+from modelledger.quantizer.v1 import quantizer_pb2, quantizer_pb2_grpc
+from modelledger.trainer.v1 import trainer_pb2, trainer_pb2_grpc
+
+DEFAULT_SERVER = "127.0.0.1:50051"
+CHUNK = 1 << 20  # bytes of a dataset in one message
+PAGE = 100
+SLOW = 600.0  # seconds for a call that hashes gigabytes or loads a model
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Progress = Callable[[int], None]
+
+
+class Client:
+    """The four services, in one process (`server`) or each at an address of its own. Connects on the first call."""
+
+    def __init__(
+        self,
+        server: str = DEFAULT_SERVER,
+        *,
+        trainer: str = "",
+        quantizer: str = "",
+        inference: str = "",
+        user: str = "",
+        ca_file: str = "",
+        cert_file: str = "",
+        key_file: str = "",
+    ) -> None:
+        self._user = user
+        self._channels: dict[str, grpc.Channel] = {}
+
+        def channel(address: str) -> grpc.Channel:
+            if address not in self._channels:
+                self._channels[address] = connect(address, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
+            return self._channels[address]
+
+        self.channels = {
+            "ledger": channel(server),
+            "trainer": channel(trainer or server),
+            "quantizer": channel(quantizer or server),
+            "inference": channel(inference or server),
+        }
+        self._ledger = ledger_pb2_grpc.LedgerServiceStub(self.channels["ledger"])
+        self._registry = registry_pb2_grpc.RegistryServiceStub(self.channels["ledger"])
+        self._certification = certification_pb2_grpc.CertificationServiceStub(self.channels["ledger"])
+        self._trainer = trainer_pb2_grpc.TrainerServiceStub(self.channels["trainer"])
+        self._quantizer = quantizer_pb2_grpc.QuantizerServiceStub(self.channels["quantizer"])
+        self._inference = inference_pb2_grpc.InferenceServiceStub(self.channels["inference"])
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for channel in self._channels.values():
+            channel.close()
+
+    # Base models and datasets
+
+    def local_bases(self) -> Iterator[trainer_pb2.LocalBase]:
+        """The base model folders that the trainer sees, usable or not."""
+        return self._pages(self._trainer.ListLocalBases, trainer_pb2.ListLocalBasesRequest(), "bases")
+
+    def base_models(self) -> Iterator[registry_pb2.BaseModel]:
+        """The registered base models."""
+        return self._pages(self._registry.ListBaseModels, registry_pb2.ListBaseModelsRequest(), "base_models")
+
+    def register_base(self, base: str, *, request_id: str = "") -> trainer_pb2.RegisterBaseResponse:
+        request = trainer_pb2.RegisterBaseRequest(base=base, request_id=_id(request_id))
+        return self._call(self._trainer.RegisterBase, request, timeout=SLOW)
+
+    def check_dataset(
+        self,
+        path: Path,
+        *,
+        org: str = "",
+        name: str = "",
+        register: bool = False,
+        accept_below_minimum: bool = False,
+        request_id: str = "",
+        progress: Progress = lambda sent: None,
+    ) -> trainer_pb2.CheckDatasetResponse:
+        """Check a dataset file, and record it under `org` and `name` when `register`. `progress` gets bytes sent."""
+        header = trainer_pb2.DatasetHeader(
+            org=org,
+            dataset=name,
+            register=register,
+            accept_below_minimum=accept_below_minimum,
+            request_id=_id(request_id),
+        )
+
+        def pieces() -> Iterator[trainer_pb2.CheckDatasetRequest]:
+            yield trainer_pb2.CheckDatasetRequest(header=header)
+            while chunk := file.read(CHUNK):
+                yield trainer_pb2.CheckDatasetRequest(chunk=chunk)
+                progress(len(chunk))
+
+        with path.open("rb") as file:
+            return upload(self._trainer.CheckDataset, pieces(), user=self._user)
+
+    def datasets(self, org: str) -> Iterator[registry_pb2.Dataset]:
+        request = registry_pb2.ListDatasetsRequest(parent=f"orgs/{org}")
+        return self._pages(self._registry.ListDatasets, request, "datasets")
+
+    # Training
+
+    def train(
+        self,
+        model: str,
+        dataset_sha256: str,
+        *,
+        bases: Sequence[str] = (),
+        options: Mapping[str, str] | None = None,
+        profile: str = "",
+        parent_version: str = "",
+        activate: bool = False,
+        major: bool = False,
+        request_id: str = "",
+    ) -> trainer_pb2.TrainingRun:
+        """Record a training run; a worker takes it. `options` in text, JSON where it is JSON."""
+        request = trainer_pb2.StartTrainingRunRequest(
+            model=model_name(model).resource,
+            bases=bases,
+            dataset_sha256=dataset_sha256,
+            options=options or {},
+            profile=profile,
+            parent_version=parent_version,
+            activate=activate,
+            major=major,
+            request_id=_id(request_id),
+        )
+        return self._call(self._trainer.StartTrainingRun, request, timeout=SLOW).run
+
+    def run(self, run: str) -> trainer_pb2.TrainingRun:
+        request = trainer_pb2.GetTrainingRunRequest(name=_below("training-runs", run))
+        return self._call(self._trainer.GetTrainingRun, request).run
+
+    def runs(self) -> Iterator[trainer_pb2.TrainingRun]:
+        """Newest first."""
+        return self._pages(self._trainer.ListTrainingRuns, trainer_pb2.ListTrainingRunsRequest(), "runs")
+
+    def watch_run(self, run: str) -> Iterator[trainer_pb2.TrainingRun]:
+        """The run as it is now, then after every change, until it ends. Stopping to watch changes nothing."""
+        request = trainer_pb2.WatchTrainingRunRequest(name=_below("training-runs", run))
+        for response in self._stream(self._trainer.WatchTrainingRun, request):
+            yield response.run
+
+    def cancel_run(self, run: str, reason: str = "", *, request_id: str = "") -> trainer_pb2.TrainingRun:
+        request = trainer_pb2.CancelTrainingRunRequest(
+            name=_below("training-runs", run), reason=reason, request_id=_id(request_id)
+        )
+        return self._call(self._trainer.CancelTrainingRun, request).run
+
+    # Quantising
+
+    def quantize(
+        self, source: str, types: Sequence[str] = (), *, base: str = "", request_id: str = ""
+    ) -> quantizer_pb2.Quantization:
+        """Record a quantisation. `source`: resource name of a version, or base-models/KEY."""
+        request = quantizer_pb2.StartQuantizationRequest(
+            source=source, types=types, base=base, request_id=_id(request_id)
+        )
+        return self._call(self._quantizer.StartQuantization, request, timeout=SLOW).quantization
+
+    def quantizations(self) -> Iterator[quantizer_pb2.Quantization]:
+        """Newest first."""
+        request = quantizer_pb2.ListQuantizationsRequest()
+        return self._pages(self._quantizer.ListQuantizations, request, "quantizations")
+
+    def watch_quantization(self, name: str) -> Iterator[quantizer_pb2.Quantization]:
+        request = quantizer_pb2.WatchQuantizationRequest(name=_below("quantizations", name))
+        for response in self._stream(self._quantizer.WatchQuantization, request):
+            yield response.quantization
+
+    # Models and versions
+
+    def models(self, org: str = "-") -> Iterator[registry_pb2.Model]:
+        """The models of an organisation; of all without one."""
+        request = registry_pb2.ListModelsRequest(parent=f"orgs/{org}")
+        return self._pages(self._registry.ListModels, request, "models")
+
+    def versions(self, model: str) -> Iterator[registry_pb2.Version]:
+        """Newest first."""
+        request = registry_pb2.ListVersionsRequest(parent=model_name(model).resource)
+        return self._pages(self._registry.ListVersions, request, "versions")
+
+    def version(self, model: str, version: str) -> registry_pb2.Version:
+        """`version`: a number like v1.10, "active" or "latest"."""
+        request = registry_pb2.GetVersionRequest(name=version_resource(model, version))
+        return self._call(self._registry.GetVersion, request).version
+
+    def activate(self, model: str, version: str, reason: str, *, request_id: str = "") -> registry_pb2.Activation:
+        request = registry_pb2.ActivateVersionRequest(
+            name=version_resource(model, version), reason=reason, request_id=_id(request_id)
+        )
+        return self._call(self._registry.ActivateVersion, request).activation
+
+    def rollback(self, model: str, reason: str, *, request_id: str = "") -> registry_pb2.Activation:
+        request = registry_pb2.RollbackVersionRequest(
+            parent=model_name(model).resource, reason=reason, request_id=_id(request_id)
+        )
+        return self._call(self._registry.RollbackVersion, request).activation
+
+    def revoke(self, model: str, version: str, reason: str, *, request_id: str = "") -> registry_pb2.Version:
+        request = registry_pb2.RevokeVersionRequest(
+            name=version_resource(model, version), reason=reason, request_id=_id(request_id)
+        )
+        return self._call(self._registry.RevokeVersion, request).version
+
+    def activations(self, model: str, at_time: str = "") -> Iterator[registry_pb2.Activation]:
+        """Newest first; only the one in force at `at_time` (RFC 3339) when it is given."""
+        request = registry_pb2.ListActivationsRequest(parent=model_name(model).resource, at_time=at_time)
+        return self._pages(self._registry.ListActivations, request, "activations")
+
+    def lineage(self, name: str, *, descendants: bool = False) -> registry_pb2.GetLineageResponse:
+        """`name`: hex SHA-256 of an artifact, or the resource name of a version."""
+        return self._call(self._registry.GetLineage, registry_pb2.GetLineageRequest(name=name, descendants=descendants))
+
+    def render(self, model: str, file: str) -> bytes:
+        """MODEL_LOG.md, model_registry.json, model_info.json or README.md of a model, from the log."""
+        request = registry_pb2.RenderFileRequest(name=model_name(model).resource, file=file)
+        return self._call(self._registry.RenderFile, request).content
+
+    # Serving
+
+    def deployments(self) -> tuple[list[inference_pb2.Deployment], str]:
+        """The configured names, and what is wrong with the newest edit of the configuration (or "")."""
+        found: list[inference_pb2.Deployment] = []
+        request = inference_pb2.ListDeploymentsRequest(page_size=PAGE)
+        while True:
+            response = self._call(self._inference.ListDeployments, request)
+            found += response.deployments
+            if not response.next_page_token:
+                return found, response.config_problem
+            request.page_token = response.next_page_token
+
+    def set_deployment(
+        self, name: str, *, enabled: bool, make_default: bool = False, request_id: str = ""
+    ) -> inference_pb2.Deployment:
+        request = inference_pb2.SetDeploymentRequest(
+            name=name, enabled=enabled, make_default=make_default, request_id=_id(request_id)
+        )
+        return self._call(self._inference.SetDeployment, request).deployment
+
+    def ask(
+        self,
+        messages: Sequence[inference_pb2.ChatMessage],
+        *,
+        model: str = "",
+        sampling: inference_pb2.Sampling | None = None,
+    ) -> inference_pb2.GenerateResponse:
+        """One answer; of the default model without a name."""
+        request = inference_pb2.GenerateRequest(model=model, messages=messages, sampling=sampling)
+        return self._call(self._inference.Generate, request, timeout=SLOW)
+
+    def ask_stream(
+        self,
+        messages: Sequence[inference_pb2.ChatMessage],
+        *,
+        model: str = "",
+        sampling: inference_pb2.Sampling | None = None,
+    ) -> Iterator[inference_pb2.StreamGenerateResponse]:
+        request = inference_pb2.GenerateRequest(model=model, messages=messages, sampling=sampling)
+        return self._stream(self._inference.StreamGenerate, inference_pb2.StreamGenerateRequest(request=request))
+
+    # Certificates
+
+    def certify(
+        self, model: str, version: str, *, policy: str = "", categories: Sequence[str] = (), request_id: str = ""
+    ) -> certification_pb2.Certificate:
+        """Issue a certificate for a numbered version. Raises EvidenceMissing with everything that is missing."""
+        request = certification_pb2.IssueCertificateRequest(
+            version=version_resource(model, version),
+            policy=policy,
+            categories=categories,
+            request_id=_id(request_id),
+        )
+        return self._call(self._certification.IssueCertificate, request, timeout=SLOW).certificate
+
+    def certificate(self, name: str) -> certification_pb2.Certificate:
+        request = certification_pb2.GetCertificateRequest(name=_below("certificates", name))
+        return self._call(self._certification.GetCertificate, request).certificate
+
+    def certificates(self, model: str = "") -> Iterator[certification_pb2.Certificate]:
+        """Newest first; of all models without a name."""
+        parent = model_name(model).resource if model else ""
+        request = certification_pb2.ListCertificatesRequest(parent=parent)
+        return self._pages(self._certification.ListCertificates, request, "certificates")
+
+    def revoke_certificate(
+        self, certificate: str, reason: str, *, request_id: str = ""
+    ) -> certification_pb2.Certificate:
+        request = certification_pb2.RevokeCertificateRequest(
+            name=_below("certificates", certificate), reason=reason, request_id=_id(request_id)
+        )
+        return self._call(self._certification.RevokeCertificate, request).certificate
+
+    def download_bundle(
+        self, certificate: str, *, include_artifacts: bool = False
+    ) -> Iterator[certification_pb2.DownloadBundleResponse]:
+        """The bundle, file after file in pieces; bundle_download.save writes them to disk."""
+        request = certification_pb2.DownloadBundleRequest(
+            name=_below("certificates", certificate), include_artifacts=include_artifacts
+        )
+        return self._stream(self._certification.DownloadBundle, request)
+
+    # The log
+
+    def event(self, key: int | str) -> ledger_pb2.Event:
+        """By zero-based index or by id."""
+        request = ledger_pb2.GetEventRequest()
+        if isinstance(key, int):
+            request.index = key
+        else:
+            request.id = key
+        return self._call(self._ledger.GetEvent, request).event
+
+    def events(
+        self,
+        *,
+        stream_prefix: str = "",
+        kinds: Sequence[str] = (),
+        start_index: int = 0,
+        descending: bool = False,
+        page_size: int = 500,
+    ) -> Iterator[ledger_pb2.Event]:
+        request = ledger_pb2.ListEventsRequest(
+            stream_prefix=stream_prefix,
+            kinds=kinds,
+            start_index=start_index,
+            descending=descending,
+            page_size=page_size,
+        )
+        return self._pages(self._ledger.ListEvents, request, "events")
+
+    def checkpoint(self) -> ledger_pb2.GetCheckpointResponse:
+        return self._call(self._ledger.GetCheckpoint, ledger_pb2.GetCheckpointRequest())
+
+    def inclusion_proof(self, index: int) -> ledger_pb2.GetInclusionProofResponse:
+        """Against the newest checkpoint, which comes with it."""
+        return self._call(self._ledger.GetInclusionProof, ledger_pb2.GetInclusionProofRequest(index=index))
+
+    # How calls are made
+
+    def _call(
+        self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, timeout: float = DEADLINE
+    ) -> Response:
+        return call(method, request, timeout=timeout, user=self._user)
+
+    def _stream(self, method: grpc.UnaryStreamMultiCallable[Request, Response], request: Request) -> Iterator[Response]:
+        cancel, responses = stream(method, request, user=self._user)
+        try:
+            yield from responses
+        finally:
+            cancel()
+
+    def _pages(self, method: Any, request: Any, field: str) -> Iterator[Any]:
+        request.page_size = request.page_size or PAGE
+        while True:
+            response = self._call(method, request)
+            yield from getattr(response, field)
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+
+def model_name(text: str) -> ModelName:
+    """`org/model`, or its resource name. Raises InvalidName."""
+    return parse_model(text, "model") if text.startswith("orgs/") else parse_served(text, "model")
+
+
+def version_resource(model: str, version: str) -> str:
+    return f"{model_name(model).resource}/versions/{version}"
+
+
+def _below(collection: str, name: str) -> str:
+    """`run-…` or `training-runs/run-…` as the resource name."""
+    collected, _, identifier = name.rpartition("/")
+    if collected not in ("", collection) or not identifier:
+        raise InvalidName(f"{name!r} does not have the form {collection}/ID")
+    return f"{collection}/{identifier}"
+
+
+def _id(request_id: str) -> str:
+    return request_id or uuid.uuid4().hex

@@ -1,0 +1,417 @@
+"""The command line without services: help, usage, errors, configuration, and the pure parts behind the commands."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from modelledger import __version__, cli
+from modelledger.audit import audit
+from modelledger.bundle_download import save
+from modelledger.cli import COMMANDS, up
+from modelledger.cli.progress import follow_run
+from modelledger.cli.session import Session, size_text
+from modelledger.client import model_name, version_resource
+from modelledger.ledger.v1 import certification_pb2, events_pb2
+from modelledger.trainer.v1 import trainer_pb2
+
+from ledger.checkpoint import Checkpoint, open_checkpoint
+from ledger.errors import AlreadyExists, Damaged, DamagedLog, InvalidConfig, InvalidName, Refused, Violation
+from ledger.founding import actor_signers, found, log_signer
+from ledger.kit.config import read_file
+from ledger.sequencer import Sequencer
+from ledger.store import Store
+
+ROOT = Path(__file__).parent.parent.parent
+# Reads, so that a program can use its answer; the others start something or print something that is no record.
+WITHOUT_JSON = {"demo", "completion", "log key", "log show", "log proof"}
+
+
+def _walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    if not isinstance(command, click.Group):
+        yield " ".join(path), command
+        return
+    context = click.Context(command)
+    for name in command.list_commands(context):
+        child = command.get_command(context, name)
+        assert child is not None
+        yield from _walk(child, (*path, name))
+
+
+LEAVES = dict(_walk(cli.cli))
+
+
+def _closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+# Help
+
+
+def test_help_is_shown_without_importing_grpc_or_rich() -> None:
+    code = (
+        "import sys; from modelledger.cli import run; code = run(['--help']);"
+        "heavy = {'grpc', 'rich', 'google.protobuf', 'sqlalchemy', 'cryptography'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_the_auditor_imports_no_network_and_no_protobuf() -> None:
+    code = (
+        "import sys, modelledger.cli.verify;"
+        "heavy = {'grpc', 'google.protobuf', 'sqlalchemy', 'socket'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_summary_in_the_table_is_the_commands_own(name: str) -> None:
+    command = cli.cli.get_command(click.Context(cli.cli), name)
+    assert command is not None
+    first_paragraph = " ".join((command.help or "").split("\n\n")[0].split())
+    assert first_paragraph == COMMANDS[name].summary
+    assert command.name == name
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_every_command_says_what_it_does(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*name.split(), "--help"]) == 0
+    first_words = (LEAVES[name].help or "").split()[:3]
+    assert len(first_words) == 3
+    assert " ".join(first_words) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(set(LEAVES) - WITHOUT_JSON))
+def test_every_command_that_answers_has_json(name: str) -> None:
+    assert "as_json" in {parameter.name for parameter in LEAVES[name].params}
+
+
+def test_both_spellings_of_epochs_are_accepted() -> None:
+    [epochs] = [parameter for parameter in LEAVES["train"].params if parameter.name == "epochs"]
+    assert {"--epochs", "--num_epochs", "--num-epochs"} <= set(epochs.opts)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_for_the_shell(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["completion", shell]) == 0
+    assert "_MODELLEDGER_COMPLETE" in capsys.readouterr().out
+
+
+def test_the_version_is_the_projects() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == __version__
+
+
+# Exit codes and errors
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["no-such-command"],
+        ["train"],
+        ["train", "acme/support"],
+        ["train", "acme/support", "--data", "/no/such/file"],
+        ["train", "acme/support", "--data", __file__, "--set", "epochs"],
+        ["train", "acme/support", "--data", __file__, "--epochs", "2", "--set", "epochs=3"],
+        ["train", "acme/support", "--data", __file__, "--epochs", "many"],
+        ["dataset", "check", __file__, "--register"],
+        ["ask"],
+        ["ask", "a", "b", "c"],
+        ["ask", "q", "--temperature", "-1"],
+        ["quantize"],
+        ["quantize", "base/x", "v1.0"],
+        ["certify"],
+        ["certify", "a/b", "--certificate", "c"],
+        ["certify", "--certificate", "c", "--revoke"],
+        ["verify", "bundle"],
+        ["versions", "revoke", "a/b", "v1.0"],
+        ["log", "proof", "-1"],
+        ["completion", "tcsh"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["base", "list"],
+        ["dataset", "check", __file__],
+        ["runs", "list"],
+        ["runs", "watch", "run-20260102-030405"],
+        ["quantize", "base/x"],
+        ["versions", "list", "a/b", "--json"],
+        ["deploy", "list"],
+        ["ask", "why?"],
+        ["certify", "a/b"],
+        ["log", "verify"],
+        ["lineage", "a/b"],
+        ["export", "a/b"],
+        ["doctor"],
+    ],
+    ids=" ".join,
+)
+def test_without_a_server_every_command_fails_and_says_what_to_do(
+    arguments: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["--server", f"127.0.0.1:{_closed_port()}", *arguments]) == 1
+    out, err = capfd.readouterr()
+    said = out if arguments == ["doctor"] else err
+    assert "no answer from the service" in said
+    assert "modelledger up" in said
+    assert "Traceback" not in err
+    if arguments != ["doctor"]:
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+
+
+def test_a_name_of_the_wrong_form_is_refused_before_anything_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["versions", "list", "no-organisation"]) == 1
+    assert "{org}/{model}" in capsys.readouterr().err
+
+
+def test_errors_list_their_violations_once(capsys: pytest.CaptureFixture[str]) -> None:
+    violations = [Violation("version", "X", "is missing"), Violation("data", "X", "is too\nlong")]
+    cli._show(Refused("refused:\nversion is missing", violations=violations))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: refused: version is missing"
+    assert lines[1] == "  - data: is too"
+    assert len([line for line in lines if "is missing" in line]) == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "error: /x: Permission denied"),
+        (SystemExit(1), 1, ""),
+        (DamagedLog("event 7: changed"), 1, "error: event 7: changed"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_what_is_raised_becomes_an_exit_code(
+    raised: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def fails() -> None:
+        raise raised
+
+    monkeypatch.setattr(cli, "cli", fails)
+    assert cli.run([]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def fails() -> None:
+        raise KeyError("a fault of ours")
+
+    monkeypatch.setattr(cli, "cli", fails)
+    with pytest.raises(KeyError):
+        cli.run([])
+
+
+def test_addresses_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Session] = []
+    monkeypatch.setenv("MODELLEDGER_SERVER", "ledger:1")
+    monkeypatch.setenv("MODELLEDGER_TRAINER", "trainer:2")
+    monkeypatch.setattr("modelledger.cli.session.Session.close", lambda session: seen.append(session))
+    assert cli.run(["--inference", "inference:3", "completion", "bash"]) == 0
+    assert (seen[0].server, seen[0].trainer, seen[0].quantizer, seen[0].inference) == (
+        "ledger:1",
+        "trainer:2",
+        "",
+        "inference:3",
+    )
+
+
+# Names
+
+
+def test_names_of_models() -> None:
+    assert model_name("acme/support").resource == "orgs/acme/models/support"
+    assert model_name("orgs/acme/models/support") == model_name("acme/support")
+    assert version_resource("acme/support", "v1.10") == "orgs/acme/models/support/versions/v1.10"
+    for wrong in ("acme", "", "a/b/c", "../b", "a/ b"):
+        with pytest.raises(InvalidName):
+            model_name(wrong)
+
+
+def test_sizes_for_people() -> None:
+    assert [size_text(n) for n in (0, 1023, 1024, 1 << 20, 5 << 40)] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "1.0 MiB",
+        "5.0 TiB",
+    ]
+
+
+# Following a run
+
+
+def test_each_epoch_is_told_once_and_the_last_state_is_handed_back(capsys: pytest.CaptureFixture[str]) -> None:
+    epochs = [events_pb2.EpochCompleted(base="b", epoch=n, epochs=2, train_loss=1.0 / n) for n in (1, 2)]
+    states = [
+        trainer_pb2.TrainingRun(attempts=1, epochs=epochs[:1], progress=50),
+        trainer_pb2.TrainingRun(attempts=1, epochs=epochs[:1], progress=60),
+        trainer_pb2.TrainingRun(attempts=1, epochs=epochs, progress=100, version="v1.0"),
+    ]
+    assert follow_run(iter(states)).version == "v1.0"
+    err = capsys.readouterr().err
+    assert err.splitlines() == ["b: epoch 1/2, training loss 1", "b: epoch 2/2, training loss 0.5"]
+    with pytest.raises(click.ClickException):
+        follow_run(iter(()))
+
+
+# Bundles to disk
+
+
+def _pieces(*files: tuple[str, bytes]) -> Iterator[certification_pb2.DownloadBundleResponse]:
+    for path, content in files:
+        for start in range(0, max(len(content), 1), 3):
+            yield certification_pb2.DownloadBundleResponse(path=path, chunk=content[start : start + 3])
+
+
+FILES = (("manifest.json", b"{}"), ("artifacts/a/b.bin", b"0123456789"), ("empty", b""))
+
+
+def test_a_bundle_becomes_a_folder_or_a_zip(tmp_path: Path) -> None:
+    assert save(_pieces(*FILES), tmp_path / "new" / "cert") == [path for path, _ in FILES]
+    for path, content in FILES:
+        assert (tmp_path / "new" / "cert" / path).read_bytes() == content
+    save(_pieces(*FILES), tmp_path / "cert.zip")
+    with zipfile.ZipFile(tmp_path / "cert.zip") as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == dict(FILES)
+
+
+@pytest.mark.parametrize("path", ["../x", "/x", "a/../../x", "", "a//b", "a\\..\\b"])
+@pytest.mark.parametrize("out", ["cert", "cert.zip"])
+def test_a_path_that_leaves_the_bundle_is_refused_and_nothing_is_left(tmp_path: Path, path: str, out: str) -> None:
+    with pytest.raises(Damaged):
+        save(_pieces(("good", b"x"), (path, b"bad")), tmp_path / "in" / out)
+    assert list((tmp_path / "in").iterdir()) == []
+
+
+def test_a_bundle_is_never_written_over_or_left_half(tmp_path: Path) -> None:
+    save(_pieces(*FILES), tmp_path / "cert")
+    with pytest.raises(AlreadyExists):
+        save(_pieces(*FILES), tmp_path / "cert")
+
+    def breaks() -> Iterator[certification_pb2.DownloadBundleResponse]:
+        yield from _pieces(*FILES)
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        save(breaks(), tmp_path / "other")
+    with pytest.raises(Damaged):
+        save(_pieces(*FILES, ("again", b""), FILES[0]), tmp_path / "other")
+    with pytest.raises(Damaged):
+        save(_pieces(), tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["cert"]
+
+
+# The whole log
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[bytes], Checkpoint]:
+    """The entries and the checkpoint of a newly founded log: its creation and the enrolment of every actor."""
+    folder = tmp_path_factory.mktemp("log")
+    signer = log_signer(folder, "test.log")
+    store = Store(f"sqlite:///{folder / 'log.db'}", signer)
+    found(Sequencer(store), signer, actor_signers(folder), folder / "log.vkey")
+    checkpoint = open_checkpoint(store.head.checkpoint, [signer.verifier], "test.log")
+    entries = [store.get(index).entry for index in range(checkpoint.size)]
+    store.close()
+    return entries, checkpoint
+
+
+def test_a_whole_log_is_audited(log: tuple[list[bytes], Checkpoint]) -> None:
+    entries, checkpoint = log
+    summary = audit(entries, checkpoint)
+    assert summary.streams == 7  # log, and actors/ of each role
+    assert summary.actors == ["certification", "inference", "ledger", "quantizer", "registry", "trainer"]
+
+
+def test_every_change_of_the_log_is_found_with_its_position(log: tuple[list[bytes], Checkpoint]) -> None:
+    entries, checkpoint = log
+    for index in range(len(entries)):
+        changed = entries[index].replace(b'"sig":"ME', b'"sig":"MF')
+        assert changed != entries[index]
+        with pytest.raises(DamagedLog, match=f"event {index}"):
+            audit([*entries[:index], changed, *entries[index + 1 :]], checkpoint)
+    with pytest.raises(DamagedLog, match="event 2"):
+        audit([*entries[:2], entries[1], *entries[2:]], checkpoint)
+    with pytest.raises(DamagedLog, match="holds 6 events"):
+        audit(entries[:-1], checkpoint)
+    with pytest.raises(DamagedLog, match="root"):  # two enrolments may change places by the rules, not by the root
+        audit([*entries[:2], entries[3], entries[2], *entries[4:]], checkpoint)
+
+
+# One process, four configurations
+
+
+def _configs(tmp_path: Path, text: str = "", data: Path | None = None, **environment: str) -> up.Configs:
+    file = tmp_path / "modelledger.toml"
+    file.write_text(text)
+    return up.read_configs(file, data, (), environment)
+
+
+def test_all_services_share_the_data_directory_and_the_ledgers_address(tmp_path: Path) -> None:
+    configs = _configs(tmp_path, '[ledger]\nlisten = "127.0.0.1:6000"\n', tmp_path / "d")
+    assert {c.data for c in (configs.ledger, configs.trainer, configs.quantizer, configs.inference)} == {tmp_path / "d"}
+    assert {c.ledger for c in (configs.trainer, configs.quantizer, configs.inference)} == {"127.0.0.1:6000"}
+    assert configs.trainer.bases == configs.quantizer.bases == (tmp_path / "d" / "base-models",)
+
+
+def test_port_0_is_resolved_before_the_services_are_told(tmp_path: Path) -> None:
+    configs = _configs(tmp_path, MODELLEDGER_LEDGER_LISTEN="127.0.0.1:0")
+    assert not configs.ledger.listen.endswith(":0")
+    assert configs.trainer.ledger == configs.ledger.listen
+
+
+def test_a_service_keeps_what_its_section_names(tmp_path: Path) -> None:
+    text = '[ledger]\ndata = "a"\nlisten = "[::1]:7"\n[trainer]\nledger = "ledger.example:1"\nbases = ["/b"]\n'
+    configs = _configs(tmp_path, text, MODELLEDGER_INFERENCE_DATA="c")
+    assert (configs.trainer.ledger, configs.trainer.data) == ("ledger.example:1", Path("a"))
+    assert (configs.quantizer.ledger, configs.inference.data) == ("[::1]:7", Path("c"))
+    assert configs.quantizer.bases == (Path("/b"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("[traner]\n", "traner"), ("[ledger]\nlissten = 'x'\n", "lissten"), ("[ledger", "modelledger.toml")],
+)
+def test_a_wrong_configuration_is_refused_with_file_and_field(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(InvalidConfig, match=named) as caught:
+        _configs(tmp_path, text)
+    assert "modelledger.toml" in caught.value.message
+    with pytest.raises(InvalidConfig):
+        read_file(tmp_path / "absent.toml")
+
+
+def test_two_on_one_data_directory_are_refused(tmp_path: Path) -> None:
+    refused = pytest.raises(Refused, match=rf"in use by another modelledger \(process {os.getpid()}\)")
+    with up._only_one(tmp_path / "data"), refused:
+        up._only_one(tmp_path / "data").__enter__()
+    with up._only_one(tmp_path / "data"):
+        pass

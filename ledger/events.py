@@ -23,7 +23,7 @@ ROLES = (LEDGER, REGISTRY, CERTIFICATION, TRAINER, QUANTIZER, INFERENCE)
 class Kind:
     """One kind of event.
 
-    stream:     prefix of the streams it may stand in
+    stream:     the stream it stands in, {field} standing for a field of its data; a prefix when it ends in "/"
     roles:      who may write it
     introduces: name prefixes of the subjects it introduces; empty when it speaks of earlier ones
     required:   fields of its data that may not be absent
@@ -39,46 +39,42 @@ class Kind:
     revokes: bool = False
     of_revoked: bool = False
 
-    @property
-    def predicate_type(self) -> str:
-        return f"{PREDICATE_PREFIX}{self.name}/v1"
-
 
 _ALL = (
     # The log and its actors.
     Kind("LogCreated", "log", (LEDGER,), ("log/", "actors/"), ("origin", "logVkey", "actorPublicKey")),
-    Kind("ActorEnrolled", "actors/", (LEDGER,), ("actors/",), ("actor", "publicKey", "role")),
-    Kind("ActorKeyRotated", "actors/", (LEDGER,), ("actors/",), ("actor", "publicKey")),
-    Kind("ActorRevoked", "actors/", (LEDGER,), required=("actor", "reason"), revokes=True),
+    Kind("ActorEnrolled", "actors/{actor}", (LEDGER,), ("actors/",), ("actor", "publicKey", "role")),
+    Kind("ActorKeyRotated", "actors/{actor}", (LEDGER,), ("actors/",), ("actor", "publicKey")),
+    Kind("ActorRevoked", "actors/{actor}", (LEDGER,), required=("actor", "reason"), revokes=True),
     # What goes in.
-    Kind("BaseModelRegistered", "base-models/", (TRAINER,), ("base-models/",), ("key", "architecture", "size")),
-    Kind("BaseModelWithdrawn", "base-models/", (TRAINER, REGISTRY), required=("key", "reason"), revokes=True),
-    Kind("DatasetRegistered", "datasets/", (TRAINER,), ("datasets/",), ("org", "name", "examples", "band")),
+    Kind("BaseModelRegistered", "base-models/{key}", (TRAINER,), ("base-models/",), ("key", "architecture", "size")),
+    Kind("BaseModelWithdrawn", "base-models/{key}", (TRAINER, REGISTRY), required=("key", "reason"), revokes=True),
+    Kind("DatasetRegistered", "datasets/{org}/{name}", (TRAINER,), ("datasets/",), ("org", "name", "examples", "band")),
     # Training.
     Kind(
         "TrainingRequested",
-        "training-runs/",
+        "training-runs/{run}",
         (TRAINER,),
         ("requests/",),
         ("run", "org", "model", "bases", "dataset"),
     ),
-    Kind("TrainingStarted", "training-runs/", (TRAINER,), required=("run", "worker", "attempt")),
-    Kind("EpochCompleted", "training-runs/", (TRAINER,), required=("run", "base", "epoch", "epochs")),
+    Kind("TrainingStarted", "training-runs/{run}", (TRAINER,), required=("run", "worker", "attempt")),
+    Kind("EpochCompleted", "training-runs/{run}", (TRAINER,), required=("run", "base", "epoch", "epochs")),
     Kind(
         "TrainingCompleted",
-        "training-runs/",
+        "training-runs/{run}",
         (TRAINER,),
         ("adapters/",),
         ("run", "trained", "datasetSha256"),
     ),
-    Kind("TrainingFailed", "training-runs/", (TRAINER,), required=("run", "reason"), of_revoked=True),
-    Kind("TrainingCancelled", "training-runs/", (TRAINER,), required=("run",), of_revoked=True),
+    Kind("TrainingFailed", "training-runs/{run}", (TRAINER,), required=("run", "reason"), of_revoked=True),
+    Kind("TrainingCancelled", "training-runs/{run}", (TRAINER,), required=("run",), of_revoked=True),
     # Versions.
-    Kind("VersionCreated", "models/", (TRAINER,), required=("org", "model", "major", "run", "adapters")),
-    Kind("VersionActivated", "models/", (REGISTRY,), required=("org", "model", "version", "reason")),
+    Kind("VersionCreated", "models/{org}/{model}", (TRAINER,), required=("org", "model", "major", "run", "adapters")),
+    Kind("VersionActivated", "models/{org}/{model}", (REGISTRY,), required=("org", "model", "version", "reason")),
     Kind(
         "VersionRevoked",
-        "models/",
+        "models/{org}/{model}",
         (REGISTRY,),
         required=("org", "model", "version", "reason"),
         revokes=True,
@@ -86,50 +82,57 @@ _ALL = (
     # Quantising.
     Kind(
         "QuantizationRequested",
-        "quantizations/",
+        "quantizations/{quantization}",
         (QUANTIZER,),
         ("requests/",),
         ("quantization", "org", "model", "base", "types"),
     ),
-    Kind("QuantizationStarted", "quantizations/", (QUANTIZER,), required=("quantization", "worker", "attempt")),
+    Kind(
+        "QuantizationStarted",
+        "quantizations/{quantization}",
+        (QUANTIZER,),
+        required=("quantization", "worker", "attempt"),
+    ),
     Kind(
         "QuantizationCompleted",
-        "quantizations/",
+        "quantizations/{quantization}",
         (QUANTIZER,),
         ("gguf/", "modelfiles/", "licences/"),
         ("quantization", "org", "model", "base", "files"),
     ),
     Kind(
         "QuantizationFailed",
-        "quantizations/",
+        "quantizations/{quantization}",
         (QUANTIZER,),
         required=("quantization", "reason"),
         of_revoked=True,
     ),
     Kind("EvaluationCompleted", "models/", (TRAINER, QUANTIZER), required=("target", "metrics")),
     # Serving.
-    Kind("DeploymentChanged", "deployments/", (INFERENCE,), ("deployments/",), ("name",)),
-    Kind("ModelLoaded", "deployments/", (INFERENCE,), required=("name", "vouchedBy")),
-    Kind("ModelUnloaded", "deployments/", (INFERENCE,), required=("name", "reason"), of_revoked=True),
+    Kind("DeploymentChanged", "deployments/{name}", (INFERENCE,), ("deployments/",), ("name",)),
+    Kind("ModelLoaded", "deployments/{name}", (INFERENCE,), required=("name", "vouchedBy")),
+    Kind("ModelUnloaded", "deployments/{name}", (INFERENCE,), required=("name", "reason"), of_revoked=True),
     Kind(
         "UsageRecorded",
-        "deployments/",
+        "deployments/{name}",
         (INFERENCE,),
         required=("name", "answers", "receiptsRoot"),
         of_revoked=True,
     ),
     Kind("AccessDenied", "deployments/", ROLES, required=("method", "resource", "caller"), of_revoked=True),
     # Trust.
-    Kind("ApprovalGiven", "models/", (REGISTRY,), required=("org", "model", "version", "purpose", "caller")),
+    Kind(
+        "ApprovalGiven", "models/{org}/{model}", (REGISTRY,), required=("org", "model", "version", "purpose", "caller")
+    ),
     Kind(
         "CertificateIssued",
-        "certificates/",
+        "certificates/{certificate}",
         (CERTIFICATION,),
         required=("certificate", "org", "model", "version", "policy", "evidence"),
     ),
     Kind(
         "CertificateRevoked",
-        "certificates/",
+        "certificates/{certificate}",
         (CERTIFICATION,),
         required=("certificate", "reason"),
         of_revoked=True,

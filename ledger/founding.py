@@ -46,8 +46,11 @@ def found(sequencer: Sequencer, log: LogSigner, signers: Mapping[str, Signer], v
             f"{vkey_file} says that this log exists, but its database is empty; restore the database from a backup"
         )
     _create(sequencer, log, signers)
-    if not vkey_file.exists():
-        vkey_file.write_text(f"{log.vkey()}\n")
+    text = f"{log.vkey()}\n"
+    if not vkey_file.exists() or vkey_file.read_text() != text:
+        temporary = vkey_file.with_suffix(".new")
+        temporary.write_text(text)
+        temporary.rename(vkey_file)
 
 
 def _create(sequencer: Sequencer, log: LogSigner, signers: Mapping[str, Signer]) -> None:

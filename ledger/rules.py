@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +22,11 @@ from ledger.envelope import load_public_key
 from ledger.errors import InvalidInput, Violation
 from ledger.events import KINDS, LEDGER, ROLES, Kind
 from ledger.statement import Artifact, Event
+
+_STREAM_FIELD = re.compile(r"\{(\w+)\}")
+# Fields that become parts of resource names, of streams and of keys; see ledger/resource_names.py.
+_NAME_FIELDS = frozenset({"org", "model", "run", "quantization", "certificate", "key", "base", "actor"})
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -148,10 +154,10 @@ def _position(known: Known, event: Event, kind: Kind) -> Iterator[Violation]:
         yield _violation(
             "predicate.event.kind", "REFUSED", "LogCreated is the first event of a log, and only the first"
         )
-    inside = event.stream.startswith(kind.stream) if kind.stream.endswith("/") else event.stream == kind.stream
-    if not inside:
+    stream = _STREAM_FIELD.sub(lambda found: str(event.data.get(found[1])), kind.stream)
+    if not (event.stream.startswith(stream) if stream.endswith("/") else event.stream == stream):
         yield _violation(
-            "predicate.event.stream", "MALFORMED_EVENT", f"{kind.name} belongs into a stream {kind.stream}…"
+            "predicate.event.stream", "MALFORMED_EVENT", f"this {kind.name} belongs into the stream {stream}"
         )
     expected = known.streams.get(event.stream, 0) + 1
     if event.version != expected:
@@ -166,6 +172,10 @@ def _required(event: Event, kind: Kind) -> Iterator[Violation]:
     for name in kind.required:
         if event.data.get(name) in (None, "", [], {}):
             yield _violation(f"predicate.data.{name}", "MALFORMED_EVENT", f"is required in {kind.name}")
+    for name in _NAME_FIELDS & event.data.keys():
+        value = event.data[name]
+        if isinstance(value, str) and value and not _NAME.fullmatch(value):
+            yield _violation(f"predicate.data.{name}", "MALFORMED_EVENT", f"does not have the form {_NAME.pattern}")
 
 
 def _artifacts(known: Known, event: Event, kind: Kind) -> Iterator[Violation]:
@@ -200,19 +210,46 @@ def _data_agrees(event: Event) -> Iterator[Violation]:
             expected = f"base-models/{owner.get('key') or owner.get('base')}"
         if names is None:
             yield _violation(path, "UNKNOWN_MATERIAL", f"{digest} is neither a subject nor a material of this event")
-        elif expected and expected not in names:
+        elif isinstance(expected, str) and expected and expected not in names:
             yield _violation(path, "UNKNOWN_MATERIAL", f"is {sorted(names)}, not {expected!r}")
-    # A base named without its digest would only be claimed: nothing could be compared with it.
+    materials = {material.name for material in event.materials}
+    for path, name in _material_names(event):
+        if name not in materials:
+            yield _violation(path, "UNKNOWN_MATERIAL", f"{name} is not a material of this event")
+    yield from _adapters_agree(event)
+
+
+def _material_names(event: Event) -> Iterator[tuple[str, str]]:
+    """The materials that an event's data names without a digest."""
+    data = event.data
+    if event.kind == "TrainingRequested":
+        bases = data.get("bases")
+        for position, key in enumerate(bases if isinstance(bases, list) else ()):
+            yield f"predicate.data.bases[{position}]", f"base-models/{key}"
+        yield "predicate.data.dataset", f"datasets/{data.get('dataset')}"
+    if event.kind in ("QuantizationRequested", "QuantizationCompleted"):
+        yield "predicate.data.base", f"base-models/{data.get('base')}"
+
+
+def _adapters_agree(event: Event) -> Iterator[Violation]:
+    """Each base of a training or a version has its digest, and adapters that were trained on it."""
     for field_name in ("trained", "adapters"):
         items = event.data.get(field_name)
         for position, item in enumerate(items if isinstance(items, list) else ()):
-            if isinstance(item, dict) and not item.get("baseSha256"):
-                where = f"predicate.data.{field_name}[{position}].baseSha256"
-                yield _violation(where, "MALFORMED_EVENT", f"is required in {event.kind}")
-    if event.kind == "QuantizationCompleted":
-        name = f"base-models/{event.data.get('base')}"
-        if not any(material.name == name for material in event.materials):
-            yield _violation("predicate.data.base", "UNKNOWN_MATERIAL", f"{name} is not a material of this event")
+            where = f"predicate.data.{field_name}[{position}]"
+            if not isinstance(item, dict):
+                continue  # the schema reports it
+            # A base named without its digest would only be claimed: nothing could be compared with it.
+            if not item.get("baseSha256"):
+                yield _violation(f"{where}.baseSha256", "MALFORMED_EVENT", f"is required in {event.kind}")
+            chain = item.get("chain")
+            refs = chain if isinstance(chain, list) else [item.get("adapter")]
+            key = item.get("key") or item.get("base")
+            for ref in refs or [None]:
+                if not isinstance(ref, dict) or not ref.get("sha256"):
+                    yield _violation(where, "MALFORMED_EVENT", "names an adapter without its sha256")
+                elif str(ref.get("name")).rpartition("/")[2] != key:
+                    yield _violation(where, "UNKNOWN_MATERIAL", f"{ref.get('name')} is not an adapter over {key}")
 
 
 def _usable(known: Known, artifact: Artifact, where: str, *, may_be_revoked: bool) -> Iterator[Violation]:

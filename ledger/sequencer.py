@@ -11,24 +11,27 @@ given only after the commit, and a commit is never given up because a caller wen
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-
 from ledger import envelope as dsse
-from ledger import rules, schema, statement
+from ledger import rules, statement
 from ledger.database import driver_errors
-from ledger.errors import BY_REASON, EventIdReused, InvalidInput, ModelLedgerError, Overloaded, Violation
+from ledger.errors import BY_REASON, EventIdReused, InvalidInput, Overloaded
 from ledger.events import KINDS
 from ledger.merkle import inclusion_proof
-from ledger.rules import Candidate, Known
-from ledger.store import Row, Store, StoredRow
+from ledger.reading import Keys, Read, Reader, ReadRequest, read_requests
+from ledger.rules import Known
+from ledger.store import Store, StoredRow
+from ledger.writing import Row
 
 MAX_REQUEST = 1_000  # events in one request
 MAX_BATCH = 1_000  # events in one transaction, unless a single request has more
 MAX_QUEUED = 10_000  # events waiting
+GATHER_SECONDS = 0.02  # at most this long for a batch to become as large as the one before
 
 KEY_KINDS = ("LogCreated", "ActorEnrolled", "ActorKeyRotated", "ActorRevoked")
 
@@ -41,14 +44,6 @@ class Appended:
     proofs: tuple[tuple[bytes, ...], ...]
     size: int
     checkpoint: bytes
-
-
-@dataclass(frozen=True)
-class _Read:
-    """One envelope, read and verified."""
-
-    candidate: Candidate
-    entry: bytes
 
 
 @dataclass
@@ -65,9 +60,10 @@ class Sequencer:
         self.known_keys: dict[str, rules.ActorKey] = {}
         self._keys_size = 0  # known_keys are those after this many events
         self._catch_up(store.head.size)
-        self._public_keys: dict[str, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey] = {}
-        self._queue: list[_Request] = []
+        self._reader = Reader()
+        self._queue: deque[_Request] = deque()
         self._queued_events = 0
+        self._last_batch = 0  # requests
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sequencer")
         self._running: asyncio.Task[None] | None = None
 
@@ -82,12 +78,13 @@ class Sequencer:
         self._queued_events += len(envelopes)
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._drain())
-        # The caller may be cancelled; the commit that is under way may not.
-        return await asyncio.shield(request.answer)
+        # A caller that goes away cancels its answer, not the commit that may be under way.
+        return await request.answer
 
     def append_now(self, envelopes: Sequence[bytes]) -> Appended:
         """The same without an event loop, for start-up. Not to be mixed with a running `append`."""
-        result = self._commit([envelopes])[0]
+        keys = self.known_keys
+        result = self._commit([envelopes], read_requests([envelopes], keys), keys)[0]
         if isinstance(result, Exception):
             raise result
         return result
@@ -96,43 +93,62 @@ class Sequencer:
         """Write what is queued, then stop."""
         if self._running is not None:
             await self._running
+        self._reader.close()
         self._thread.shutdown()
 
     async def _drain(self) -> None:
         while self._queue:
-            batch: list[_Request] = []
-            events = 0
-            while self._queue and (not batch or events + len(self._queue[0].envelopes) <= MAX_BATCH):
-                batch.append(self._queue.pop(0))
-                events += len(batch[-1].envelopes)
-            loop = asyncio.get_running_loop()
-            results: Sequence[Appended | Exception]
-            try:
-                results = await loop.run_in_executor(
-                    self._thread, self._commit, [request.envelopes for request in batch]
-                )
-            except Exception as error:  # every caller of the batch learns why nothing was written
-                results = [error] * len(batch)
-            self._queued_events -= events
-            for request, result in zip(batch, results, strict=True):
-                if request.answer.cancelled():
-                    continue
-                if isinstance(result, Exception):
-                    request.answer.set_exception(result)
-                    request.answer.exception()  # marked as seen: the caller may be gone
-                else:
-                    request.answer.set_result(result)
+            await self._gather()
+            batch = self._next_batch()
+            await self._write(batch, self.known_keys)
 
-    def _commit(self, requests: Sequence[Sequence[bytes]]) -> list[Appended | Exception]:
-        """One transaction for many requests; one answer or error for each."""
-        read = [self._read_all(envelopes) for envelopes in requests]
-        accepted: list[_Read] = []
+    async def _gather(self) -> None:
+        """Give the callers of the last batch a moment to come back, so that they share a commit again."""
+        deadline = time.monotonic() + GATHER_SECONDS
+        while len(self._queue) < self._last_batch and time.monotonic() < deadline:
+            await asyncio.sleep(0.0005)
+
+    def _next_batch(self) -> list[_Request]:
+        batch: list[_Request] = []
+        events = 0
+        while self._queue and (not batch or events + len(self._queue[0].envelopes) <= MAX_BATCH):
+            batch.append(self._queue.popleft())
+            events += len(batch[-1].envelopes)
+        self._last_batch = len(batch)
+        return batch
+
+    async def _write(self, batch: Sequence[_Request], keys: Keys) -> None:
+        results: Sequence[Appended | Exception]
+        try:
+            envelopes = [request.envelopes for request in batch]
+            read = await self._reader.read(envelopes, keys)
+            results = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._commit, envelopes, read, keys
+            )
+        except Exception as error:  # every caller of the batch learns why nothing was written
+            results = [error] * len(batch)
+        for request, result in zip(batch, results, strict=True):
+            self._queued_events -= len(request.envelopes)
+            if request.answer.cancelled():
+                continue
+            if isinstance(result, Exception):
+                request.answer.set_exception(result)
+                request.answer.exception()  # marked as seen: the caller may be gone
+            else:
+                request.answer.set_result(result)
+
+    def _commit(
+        self, requests: Sequence[Sequence[bytes]], read: list[ReadRequest], keys: Keys
+    ) -> list[Appended | Exception]:
+        """One transaction for many requests, read with `keys`; one answer or error for each."""
+        accepted: list[Read] = []
         indexes: list[tuple[int, ...] | Exception] = []
         with driver_errors(), self.store.writing() as writing:
             if writing.size != self._keys_size:
-                # Another process wrote, or a commit of ours went through unacknowledged: read with its keys.
+                # Another process wrote, or a commit of ours went through unacknowledged.
                 self._catch_up(writing.size)
-                read = [self._read_all(envelopes) for envelopes in requests]
+            if self.known_keys != keys:
+                read = read_requests(requests, self.known_keys)
             events = [item.candidate.event for items in read if isinstance(items, list) for item in items]
             known = writing.known(
                 digests=(a.sha256 for event in events for a in (*event.materials, *event.subjects)),
@@ -147,7 +163,7 @@ class Sequencer:
                 attempt = known.fork()
                 try:
                     positions, fresh = _check_request(attempt, items)
-                except ModelLedgerError as error:
+                except Exception as error:  # whatever is wrong with one request is that request's own
                     indexes.append(error)
                     continue
                 known = attempt
@@ -163,35 +179,6 @@ class Sequencer:
         proofs = tuple(tuple(inclusion_proof(tiles, index, head.size)) for index in indexes)
         return Appended(indexes, proofs, head.size, head.checkpoint)
 
-    def _read_all(self, envelopes: Sequence[bytes]) -> list[_Read] | Exception:
-        items = []
-        for position, entry in enumerate(envelopes):
-            try:
-                items.append(self._read(entry))
-            except ModelLedgerError as error:
-                where = f"envelopes[{position}]"
-                violations = [replace(v, field=f"{where}.{v.field}") for v in error.violations]
-                return type(error)(f"{where}: {error.message}", violations=violations)
-            except Exception as error:  # a fault of ours in reading one request fails that request alone
-                return error
-        return items
-
-    def _read(self, entry: bytes) -> _Read:
-        envelope = dsse.parse(entry)
-        event = statement.decode(envelope.payload)
-        verified, problems = set(), list(schema.violations(event.kind, event.data))
-        for signature in envelope.signatures:
-            key = self.known_keys.get(signature.keyid) or (None if self.known_keys else rules.founder(event))
-            if key is None:
-                continue  # a stranger's signature neither helps nor harms
-            try:
-                dsse.verify(envelope, signature.keyid, self._public_key(signature.keyid, key.public_key))
-                verified.add(signature.keyid)
-            except ModelLedgerError as error:
-                problems.append(Violation("signatures", error.reason, error.message))
-        candidate = Candidate(event, dsse.payload_digest(envelope), frozenset(verified), tuple(problems))
-        return _Read(candidate, entry)
-
     def _catch_up(self, size: int) -> None:
         """Learn the actors' keys from the committed events up to `size`."""
         known, start = Known(keys=dict(self.known_keys)), self._keys_size
@@ -201,13 +188,8 @@ class Sequencer:
             start = rows[-1].position + 1
         self.known_keys, self._keys_size = known.keys, size
 
-    def _public_key(self, keyid: str, der: bytes) -> ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey:
-        if keyid not in self._public_keys:
-            self._public_keys[keyid] = dsse.load_public_key(der)
-        return self._public_keys[keyid]
 
-
-def _check_request(known: Known, items: Sequence[_Read]) -> tuple[tuple[int, ...], list[_Read]]:
+def _check_request(known: Known, items: Sequence[Read]) -> tuple[tuple[int, ...], list[Read]]:
     """Positions of a request's events, and those of them that are new. Raises when any may not be appended."""
     positions, fresh, violations = [], [], []
     for number, item in enumerate(items):
@@ -233,7 +215,7 @@ def _check_request(known: Known, items: Sequence[_Read]) -> tuple[tuple[int, ...
     return tuple(positions), fresh
 
 
-def _row(item: _Read) -> Row:
+def _row(item: Read) -> Row:
     event, kind = item.candidate.event, KINDS[item.candidate.event.kind]
     return Row(
         id=event.id,

@@ -21,7 +21,8 @@ from eventsourcing.persistence import (
 )
 from sqlalchemy.exc import IntegrityError as ConstraintError
 
-from ledger.store import Row, Store
+from ledger.store import Store
+from ledger.writing import Row
 
 
 class StoreRecorder(ApplicationRecorder):

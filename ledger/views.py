@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -22,11 +23,14 @@ from sqlalchemy.exc import DBAPIError
 from ledger.errors import Damaged, Unreachable
 from ledger.sequencer import read_event
 from ledger.statement import Event
-from ledger.store import Head, Store
+from ledger.store import Store
 from ledger.view_store import ViewMoved, ViewRows
+from ledger.writing import Head
 
 BATCH = 512  # events in one transaction
+REST_SECONDS = 1.0  # after catching up, unless somebody waits: fewer, larger transactions beside the log's own
 RETRY_SECONDS = 1.0
+POLL_SECONDS = 0.003
 WAIT_SECONDS = 30.0
 
 Answer = TypeVar("Answer")
@@ -51,6 +55,7 @@ class ViewRunner:
         self._stopped = True
         self._failure: Damaged | None = None
         self._hindrance = ""
+        self._wanted = 0  # somebody waits for this position
         self.position = self._read_position()
 
     def start(self) -> None:
@@ -92,6 +97,8 @@ class ViewRunner:
         Raises Damaged when the view stopped at an event it cannot fold, Unreachable when it takes too long.
         """
         with self._changed:
+            self._wanted = max(self._wanted, position)
+            self._changed.notify_all()
             self._changed.wait_for(
                 lambda: self.position >= position or self._failure is not None or self._stopped, timeout
             )
@@ -107,7 +114,14 @@ class ViewRunner:
         """`wait_for` without blocking the event loop."""
         if self._failure is None and self.position >= position:
             return
-        await asyncio.to_thread(self.wait_for, position, timeout)
+        with self._changed:
+            self._wanted = max(self._wanted, position)
+            self._changed.notify_all()
+        # Waiting in a thread would take threads from the calls that the writers are waiting for.
+        deadline = time.monotonic() + timeout
+        while self.position < position and not (self._failure or self._stopped) and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
+        self.wait_for(position, 0)
 
     async def read(self, query: Callable[[ViewRows], Answer]) -> Answer:
         """The query's answer from one snapshot that holds every event that is in the log now."""
@@ -122,13 +136,17 @@ class ViewRunner:
             return query(rows)
 
     def _run(self) -> None:
+        caught_up = False
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or self._store.head.size > self.position)
+                if caught_up:
+                    self._changed.wait_for(lambda: self._stopped or self._wanted > self.position, REST_SECONDS)
                 if self._stopped:
                     return
             try:
                 self._fold_batch()
+                caught_up = self.position >= self._store.head.size
             except Unreachable as error:
                 # Nothing was written; the same batch is tried again, and readers learn why they wait.
                 self._hindrance = error.message
@@ -136,18 +154,31 @@ class ViewRunner:
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopped, RETRY_SECONDS)
             except ViewMoved:
-                self.position = self._read_position()
+                try:
+                    self.position = self._read_position()
+                except Damaged as error:
+                    self._fail(error)
+                    return
             except Damaged as error:
-                _log.exception("view %s stopped", self.name)
-                with self._changed:
-                    self._failure = error
-                    self._changed.notify_all()
+                self._fail(error)
                 return
+            except Exception as error:  # a reader must learn of it, not wait for a thread that is gone
+                self._fail(Damaged(f"the view {self.name!r} stopped at event {self.position}; see the ledger's log"))
+                _log.error("view %s", self.name, exc_info=error)
+                return
+
+    def _fail(self, error: Damaged) -> None:
+        _log.error("view %s stopped: %s", self.name, error.message, exc_info=error.__cause__)
+        with self._changed:
+            self._failure = error
+            self._changed.notify_all()
 
     def _fold_batch(self) -> None:
         stop = min(self.position + BATCH, self._store.head.size)
         events = [(row, read_event(row)) for row in self._store.select(start=self.position, stop=stop, limit=None)]
         with self._store.view(self.name, write=True) as rows:
+            if rows.next_position != self.position:
+                raise ViewMoved(f"view {self.name!r} is at {rows.next_position}, not at {self.position}")
             rows.fetch(key for _, event in events for key in self._keys(event))
             for row, event in events:
                 try:
@@ -157,7 +188,7 @@ class ViewRunner:
                 except Exception as error:
                     raise Damaged(
                         f"the view {self.name!r} cannot take in event {row.position} ({row.kind} of {row.stream}): "
-                        f"{error!r}; this ledger is older than the event's writer, or the event is damaged"
+                        "this ledger is older than the event's writer, or the event is damaged"
                     ) from error
             rows.advance(stop)
         with self._changed:
@@ -170,6 +201,7 @@ class ViewRunner:
             self._changed.notify_all()
 
     def _read_position(self) -> int:
+        self._store.refresh()
         with self._store.view(self.name) as rows:
             position = rows.next_position
         if position > self._store.head.size:

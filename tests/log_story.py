@@ -33,7 +33,7 @@ class Story:
         log, self.signers = log_signer(folder / "keys", "test.log"), actor_signers(folder / "keys")
         self.store = Store(f"sqlite:///{folder / 'log.db'}", log)
         self.sequencer = Sequencer(self.store)
-        found(self.sequencer, log, self.signers)
+        found(self.sequencer, log, self.signers, folder / "log.vkey")
 
     def actor(self, role: str) -> LocalActor:
         return LocalActor(role, self.signers[role], self.sequencer)
@@ -79,7 +79,7 @@ class Story:
             org=org,
             model=model,
             bases=[b.name.removeprefix("base-models/") for b in bases],
-            dataset=data.name.rpartition("/")[2],
+            dataset=data.name.removeprefix("datasets/"),
             options={"epochs": "3", "seed": "7"},
             parent_version=parent,
             caller=ALICE,
@@ -177,7 +177,7 @@ class Story:
             types=["Q4_K_M"],
             caller=ALICE,
         )
-        self.append("quantizer", f"quantizations/{job}", asked, [document])
+        self.append("quantizer", f"quantizations/{job}", asked, [document], [base])
         self.append(
             "quantizer", f"quantizations/{job}", pb.QuantizationFailed(quantization=job, reason=reason), [document]
         )

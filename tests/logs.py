@@ -124,7 +124,7 @@ class Log:
         stream, of_model = f"training-runs/{run}", f"models/{ORG}/{model}"
         request, adapter = artifact(f"requests/{run}"), artifact(f"adapters/{run}/{base}")
         folder, rows = artifact(f"base-models/{base}"), artifact(f"datasets/{ORG}/{dataset}")
-        asked = {"run": run, "org": ORG, "model": model, "bases": [base], "dataset": dataset}
+        asked = {"run": run, "org": ORG, "model": model, "bases": [base], "dataset": f"{ORG}/{dataset}"}
         trained = {"key": base, "baseSha256": folder.sha256, "adapter": ref(adapter), "epochs": 1}
         chain = {"base": base, "baseSha256": folder.sha256, "chain": [ref(adapter)]}
         version = {"org": ORG, "model": model, "version": "v1.0"}

@@ -8,13 +8,12 @@ goes to the log only.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -33,27 +32,47 @@ REQUEST_HEADER = "modelledger-request-id"
 
 log = logging.getLogger("modelledger.calls")
 
+# Of the peer's certificate, best first: https://grpc.github.io/grpc/core/md_doc_server_side_auth.html
+_CERTIFICATE_NAMES = ("x509_common_name", "x509_subject_alternative_name", "x509_subject")
 _USER = re.compile(r"[A-Za-z0-9._@-]{1,64}")
-_caller: ContextVar[events_pb2.Caller] = ContextVar("caller")
+_call: ContextVar[grpc.aio.ServicerContext[Any, Any]] = ContextVar("call")
 
 
 def caller() -> events_pb2.Caller:
-    """Who made the call that is being handled."""
-    return _caller.get()
+    """Who made the call that is being handled. Ask before leaving the handler's own thread.
+
+    Whoever presented a certificate is whom it names; the header counts only without one, which a server allows on the
+    loopback interface alone.
+    """
+    context = _call.get()
+    peer = context.auth_context()
+    if peer.get("x509_pem_cert"):
+        names = (name for field in _CERTIFICATE_NAMES for name in peer.get(field) or () if name)
+        return events_pb2.Caller(id=next(names, b"unnamed").decode(errors="replace"), method="mtls")
+    user = _header(context, USER_HEADER)
+    return events_pb2.Caller(id=f"local:{user if _USER.fullmatch(user) else 'unknown'}", method="loopback")
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler; the only interceptor there is."""
+    """Wraps every handler, once; the only interceptor there is."""
+
+    def __init__(self) -> None:
+        self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         details: grpc.HandlerCallDetails,
     ) -> Any:
-        handler = await continuation(details)
-        if handler is None:
-            return None  # an unknown method: grpc answers UNIMPLEMENTED
         method = str(details.method)
+        if method not in self._wrapped:
+            handler = await continuation(details)
+            if handler is None:
+                return None  # an unknown method: grpc answers UNIMPLEMENTED
+            self._wrapped[method] = self._wrap(method, handler)
+        return self._wrapped[method]
+
+    def _wrap(self, method: str, handler: Any) -> Any:
         if handler.response_streaming:
             make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else _unary_stream
             inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
@@ -71,52 +90,47 @@ _unary_stream = grpc.unary_stream_rpc_method_handler
 
 def _unary(method: str, inner: Any) -> Any:
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        with _logged(method, context):
-            try:
-                return await inner(request, context)
-            except Exception as error:
-                await _abort(context, method, error)
+        _call.set(context)
+        started = time.perf_counter()
+        try:
+            return await inner(request, context)
+        except Exception as error:
+            await _abort(context, method, error)
+        finally:
+            _log_call(method, context, started)
 
     return handle
 
 
 def _stream(method: str, inner: Any) -> Any:
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        with _logged(method, context):
-            try:
-                async for response in inner(request, context):
-                    yield response
-            except Exception as error:
-                await _abort(context, method, error)
+        _call.set(context)
+        started = time.perf_counter()
+        try:
+            async for response in inner(request, context):
+                yield response
+        except Exception as error:
+            await _abort(context, method, error)
+        finally:
+            _log_call(method, context, started)
 
     return handle
 
 
-@contextlib.contextmanager
-def _logged(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[None]:
-    metadata = {str(key): value for key, value in context.invocation_metadata() or ()}
-    _caller.set(_identify(context, metadata))
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        code = context.code()
+def _log_call(method: str, context: grpc.aio.ServicerContext[Any, Any], started: float) -> None:
+    if log.isEnabledFor(logging.DEBUG):
         record = {
             "method": method,
-            "code": getattr(code, "name", None) or "OK",
+            "code": getattr(context.code(), "name", None) or "OK",
             "ms": round(1000 * (time.perf_counter() - started), 2),
-            "caller": _caller.get().id,
-            "request_id": str(metadata.get(REQUEST_HEADER, "")),
+            "caller": caller().id,
+            "request_id": _header(context, REQUEST_HEADER),
         }
         log.debug("%s", json.dumps(record))
 
 
-def _identify(context: grpc.aio.ServicerContext[Any, Any], metadata: dict[str, Any]) -> events_pb2.Caller:
-    names = context.auth_context().get("x509_common_name")
-    for name in names or ():
-        return events_pb2.Caller(id=name.decode(errors="replace"), method="mtls")
-    user = str(metadata.get(USER_HEADER, ""))
-    return events_pb2.Caller(id=f"local:{user if _USER.fullmatch(user) else 'unknown'}", method="loopback")
+def _header(context: grpc.aio.ServicerContext[Any, Any], name: str) -> str:
+    return next((str(value) for key, value in context.invocation_metadata() or () if key == name), "")
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> None:

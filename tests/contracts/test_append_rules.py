@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Callable, Iterator
@@ -52,10 +53,10 @@ def refused(log: Log, entry: bytes, reason: str, place: str = "") -> ModelLedger
     return caught.value
 
 
-def dataset(**changes: Any) -> Event:
-    data = {"org": "acme", "name": "new", "examples": 1, "band": "minimum"}
-    subject = artifact("datasets/acme/new")
-    event = Event("DatasetRegistered", "datasets/acme/new", 1, "trainer", (subject,), data)
+def dataset(name: str = "new", **changes: Any) -> Event:
+    data = {"org": "acme", "name": name, "examples": 1, "band": "minimum"}
+    subject = artifact(f"datasets/acme/{name}")
+    event = Event("DatasetRegistered", f"datasets/acme/{name}", 1, "trainer", (subject,), data)
     return replace(event, **changes)
 
 
@@ -77,6 +78,19 @@ def completed(**changes: Any) -> Event:
     return replace(event, **changes)
 
 
+def version(**adapter: Any) -> Event:
+    """A next version over the first run's adapter: what it says about bases and adapters can go wrong."""
+    item = {"base": "tiny", "baseSha256": BASE.sha256, "chain": [ref(ADAPTER)], **adapter}
+    said = {"org": "acme", "model": "other-bot", "major": 1, "run": "run1", "adapters": [item]}
+    return Event("VersionCreated", "models/acme/other-bot", 1, "trainer", (ADAPTER,), said, (BASE, TWIN))
+
+
+def requested(**changes: Any) -> Event:
+    said = {"run": "run9", "org": "acme", "model": "bot", "bases": ["tiny"], "dataset": "acme/faq", **changes}
+    document = artifact("requests/run9")
+    return Event("TrainingRequested", "training-runs/run9", 1, "trainer", (document,), said, (BASE, ROWS))
+
+
 def quantized(**data: Any) -> Event:
     file = artifact("gguf/q9/x.gguf")
     about = {"quantization": "q9", "org": "acme", "model": "bot", "base": "tiny"}
@@ -93,7 +107,7 @@ def quantized(**data: Any) -> Event:
         (dataset(stream="models/acme/new"), "MALFORMED_EVENT", "predicate.event.stream"),
         (dataset(stream="datasets", version=1), "MALFORMED_EVENT", "predicate.event.stream"),
         (dataset(version=2), "WRONG_STREAM_VERSION", "predicate.event.version"),
-        (dataset(stream=ROWS.name), "WRONG_STREAM_VERSION", "predicate.event.version"),
+        (dataset("faq"), "WRONG_STREAM_VERSION", "predicate.event.version"),
         (dataset(subjects=(artifact("gguf/x"),)), "MALFORMED_EVENT", "subject[0]"),
         (dataset(subjects=(replace(GONE, name="datasets/acme/new"),)), "REVOKED_MATERIAL", "subject[0]"),
         (dataset(materials=(NOBODY,)), "UNKNOWN_MATERIAL", "predicate.materials[0]"),
@@ -113,6 +127,14 @@ def quantized(**data: Any) -> Event:
             "UNKNOWN_MATERIAL",
             "predicate.data.trained[0].adapter.sha256",
         ),
+        (version(base="other", baseSha256=TWIN.sha256), "UNKNOWN_MATERIAL", "predicate.data.adapters[0]"),
+        (version(chain=[{"name": ADAPTER.name}]), "MALFORMED_EVENT", "predicate.data.adapters[0]"),
+        (version(chain=[]), "MALFORMED_EVENT", "predicate.data.adapters[0]"),
+        (requested(bases=["ghost"]), "UNKNOWN_MATERIAL", "predicate.data.bases[0]"),
+        (requested(dataset="acme/ghost"), "UNKNOWN_MATERIAL", "predicate.data.dataset"),
+        (requested(org="a\u2028b"), "MALFORMED_EVENT", "predicate.data.org"),
+        (requested(model="m" * 129), "MALFORMED_EVENT", "predicate.data.model"),
+        (requested(run="run8"), "MALFORMED_EVENT", "predicate.event.stream"),
         (quantized(base="other"), "UNKNOWN_MATERIAL", "predicate.data.base"),
         (quantized(licence=ref(NOBODY)), "UNKNOWN_MATERIAL", "predicate.data.licence.sha256"),
     ],
@@ -139,6 +161,22 @@ def test_what_is_revoked_is_not_revoked_again(log: Log) -> None:
     refused(log, signed(event), "REVOKED_MATERIAL", "subject[0]")
 
 
+def test_a_stranger_s_nonsense_harms_nobody_else(log: Log) -> None:
+    """Data of the wrong types is refused like any other, and another request of the same batch goes through."""
+    subject = artifact("datasets/acme/nonsense")
+    data = {"x": {"sha256": subject.sha256, "name": ["a"]}, "bases": {"a": 1}, "adapters": [[]], "trained": [1]}
+    bad = signed(dataset("nonsense", data=data, subjects=(subject,)), signer(62))
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(
+            log.sequencer.append([bad]), log.sequencer.append([log.dataset("fine")]), return_exceptions=True
+        )
+
+    refusal, appended = asyncio.run(together())
+    assert isinstance(refusal, ModelLedgerError)
+    assert appended.indexes == (log.store.head.size - 1,)
+
+
 # Actors and keys
 
 
@@ -161,7 +199,7 @@ def test_a_signature_of_other_bytes(log: Log) -> None:
 
 
 def test_an_approver_signs_beside_the_author(log: Log) -> None:
-    entry = signed(dataset(stream="datasets/acme/approved"), ACTORS["trainer"], ACTORS["registry"], signer(61))
+    entry = signed(dataset("approved"), ACTORS["trainer"], ACTORS["registry"], signer(61))
     log.append(entry)
 
 
@@ -222,7 +260,7 @@ def test_a_rotated_key_takes_over_and_the_old_one_never_returns(log: Log) -> Non
     log.append(signed(enrolment("turner", old, "trainer")))
     rotated = replace(enrolment("turner", new, "trainer", 2), kind="ActorKeyRotated")
     log.append(signed(replace(rotated, data={k: v for k, v in rotated.data.items() if k != "role"})))
-    event = dataset(actor="turner", stream="datasets/acme/turned")
+    event = dataset("turned", actor="turner")
     refused(log, signed(event, old), "REVOKED_ACTOR", "signatures")
     log.append(signed(event, new))
     back = replace(enrolment("turner", old, "trainer", 3), kind="ActorKeyRotated")
@@ -234,7 +272,7 @@ def test_a_rotated_key_takes_over_and_the_old_one_never_returns(log: Log) -> Non
 
 def _entry_of(size: int) -> bytes:
     """A valid entry of exactly that many bytes; spaces after the JSON fill up what base64 leaves open."""
-    event = dataset(stream="datasets/acme/large")
+    event = dataset("large")
     entry = signed(replace(event, data={**event.data, "form": "x" * 48_300}))
     assert size - 400 < len(entry) < size
     return entry + b" " * (size - len(entry))

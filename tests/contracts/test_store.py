@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,6 +17,8 @@ from ledger.errors import EventIdReused, ModelLedgerError, NotFound, Overloaded,
 from ledger.merkle import consistency_proof, inclusion_proof, leaf_hash, root, verify_consistency, verify_inclusion
 from ledger.sequencer import Appended, Sequencer
 from ledger.store import Store
+from ledger.view_store import ViewMoved
+from ledger.views import ViewRunner
 from tests.audit import verify_whole_log
 from tests.databases import StoreFactory
 from tests.logs import ACTORS, Log, artifact, enrolment, event_of, signed, signer
@@ -269,7 +272,8 @@ def test_an_actor_enrolled_through_one_process_may_write_through_another(log: Lo
     other = Log(store_factory.reopen(log.store))
     key = signer(77)
     log.append(signed(enrolment("trainer-2", key, "trainer"), ACTORS["ledger"]))
-    event = other.event("trainer-2", "DatasetRegistered", "datasets/acme/z", [artifact("datasets/acme/z")], _FAQ)
+    data = {**_FAQ, "name": "z"}
+    event = other.event("trainer-2", "DatasetRegistered", "datasets/acme/z", [artifact("datasets/acme/z")], data)
     other.append(signed(event, key))
     verify_whole_log(log.store)
 
@@ -278,6 +282,29 @@ def test_many_processes_may_open_a_new_database_at_once(store_factory: StoreFact
     url = store_factory.url_of(store_factory())
     stores = [store_factory.open(url) for _ in range(3)]
     assert [store.head.size for store in stores] == [0, 0, 0]
+
+
+def test_a_view_is_not_folded_twice_by_two_processes(log: Log, store_factory: StoreFactory) -> None:
+    log.append(log.base(), log.dataset(), *log.training())
+    other = store_factory.reopen(log.store)
+    folded: list[int] = []
+    views = [
+        ViewRunner(store, "counting", lambda event, index, rows: folded.append(index)) for store in (log.store, other)
+    ]
+    for _ in range(2):
+        for view in views:
+            with contextlib.suppress(ViewMoved):
+                view._fold_batch()
+    assert folded == list(range(log.store.head.size))
+    assert log.store.head.size == other.head.size
+
+
+def test_another_process_sees_what_was_committed_when_it_looks(log: Log, store_factory: StoreFactory) -> None:
+    other = store_factory.reopen(log.store)
+    log.append(log.dataset())
+    assert other.head.size == log.store.head.size - 1
+    other.refresh()
+    assert other.head.checkpoint == log.store.head.checkpoint
 
 
 # Immutability

@@ -8,7 +8,8 @@ from modelledger.ledger.v1 import events_pb2, ledger_pb2, registry_pb2_grpc
 from inference.aggregate import Deployment, deployment_stream
 from inference.config import InferenceConfig
 from inference.serving_config import Serving, render
-from ledger.kit.application import LedgerApplication, event_id
+from ledger.kit.aggregate import Recorded
+from ledger.kit.application import Command, LedgerApplication
 from ledger.kit.artifacts import ArtifactStore
 from ledger.kit.client import call
 from ledger.resource_names import BASE_ORG, parse_served
@@ -19,7 +20,7 @@ class Deployments(LedgerApplication):
     """Events of the actor "inference". Every method blocks: call it in a thread."""
 
     def __init__(self, config: InferenceConfig) -> None:
-        super().__init__("inference", str(config.data / "keys" / "inference.key"), config.ledger, config.ledger_ca)
+        super().__init__("inference", str(config.data / "keys" / "inference.key"), config)
         self.artifacts = ArtifactStore(config.data / "artifacts")
         self.registry = registry_pb2_grpc.RegistryServiceStub(self.channel)
 
@@ -30,8 +31,22 @@ class Deployments(LedgerApplication):
         request = ledger_pb2.ListEventsRequest(stream=stream, page_size=1)
         return bool(call(self.ledger.ListEvents, request).events)
 
+    def switched(self, name: str, enabled: bool, command: Command) -> bool:
+        """Whether the log has this very command already. Raises EventIdReused when it has another under its id."""
+
+        def same(earlier: Recorded) -> bool:
+            was = earlier.data
+            return isinstance(was, events_pb2.DeploymentChanged) and (was.name, was.enabled) == (name, enabled)
+
+        return self.done(command, same) is not None
+
     def changed(
-        self, name: str, enabled: bool, serving: Serving, caller: events_pb2.Caller | None, request_id: str = ""
+        self,
+        name: str,
+        enabled: bool,
+        serving: Serving,
+        caller: events_pb2.Caller | None = None,
+        event_id: str = "",
     ) -> None:
         """Record that a name answers from now on, or does not; nothing when the log says so already.
 
@@ -46,7 +61,7 @@ class Deployments(LedgerApplication):
             deployment = self.load(Deployment, subject.name)
             new = caller is not None and deployment.document != stored.sha256
             if new or deployment.enabled != enabled:
-                deployment.trigger(event, [subject], event_id=event_id("SetDeployment", request_id))
+                deployment.trigger(event, [subject], event_id=event_id)
                 self.record(deployment)
 
         self.retried(attempt)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import secrets
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from jinja2 import TemplateError
 
 from inference.answer_text import AnswerText
 from inference.llama import BATCH, Entry, Model, Sampler
@@ -133,8 +132,14 @@ class Batcher:
             return self._model.tokenize(request["prompt"], add_special=True)
         try:
             text = self._model.format_chat(request["messages"])
-        except (TemplateError, ValueError, TypeError) as error:
-            raise InvalidInput(f"the model's chat template refuses these messages: {error}") from None
+        except ModelLedgerError:
+            raise
+        except Exception:
+            # A template is a program that came with the weights: it may raise anything, and its words are not ours.
+            traceback.print_exc()
+            raise InvalidInput(
+                "the model's chat template refuses these messages; check their roles and their order"
+            ) from None
         # The template writes BOS itself where the model wants one, as transformers' apply_chat_template does.
         return self._model.tokenize(text, add_special=False)
 

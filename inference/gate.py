@@ -36,6 +36,7 @@ KINDS = (
     "BaseModelWithdrawn",
 )
 RECONNECT = 0.2  # seconds
+AFTER_FAILURE = 1.0  # seconds; the ledger being away is not a failure
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Gate:
         self._answers: dict[str, registry_pb2.ListServableResponse] = {}
         self._following = False
         self._changes = 0
+        self._position = 0  # in the log
         self._stopped = threading.Event()
         self._cancel: Callable[[], object] = lambda: None
         self._thread = threading.Thread(target=self._follow, name="gate-follow", daemon=True)
@@ -117,22 +119,29 @@ class Gate:
         return answer
 
     def _follow(self) -> None:
-        position = 0
         while not self._stopped.is_set():
-            request = ledger_pb2.WatchEventsRequest(start_index=position, kinds=KINDS)
-            self._cancel, responses = stream(self._ledger.WatchEvents, request)
+            pause = RECONNECT
             try:
-                for response in responses:
-                    position = response.next_index
-                    self._heard(following=response.caught_up, changed=bool(response.events))
-                    if self._stopped.is_set():
-                        break
+                self._watch()
             except ModelLedgerError as error:
                 if self._following and not self._stopped.is_set():  # once for each time it is lost
                     log.warning("the log is not followed at the moment: %s", error.message)
-            finally:  # whatever ended it: from here on nothing that is kept may be used
-                self._heard(following=False, changed=True)
-            self._stopped.wait(RECONNECT)
+            except Exception:  # this thread is the only one that hears of a revocation: it must not end
+                log.exception("following the log failed; it is followed again in %g seconds", AFTER_FAILURE)
+                pause = AFTER_FAILURE
+            # Whatever ended it: from here on nothing that is kept may be used.
+            self._heard(following=False, changed=True)
+            self._stopped.wait(pause)
+
+    def _watch(self) -> None:
+        """Hear of every change that was not heard of yet, until the ledger ends the stream."""
+        request = ledger_pb2.WatchEventsRequest(start_index=self._position, kinds=KINDS)
+        self._cancel, responses = stream(self._ledger.WatchEvents, request)
+        for response in responses:
+            self._heard(following=response.caught_up, changed=bool(response.events))
+            self._position = response.next_index
+            if self._stopped.is_set():
+                break
 
     def _heard(self, *, following: bool, changed: bool) -> None:
         with self._lock:
@@ -141,4 +150,7 @@ class Gate:
                 self._changes += 1
                 self._answers.clear()
         if changed and not self._stopped.is_set():
-            self._on_change()
+            try:
+                self._on_change()
+            except Exception:  # what is served is decided by the answers above, not by who is told
+                log.exception("a change in the log could not be passed on")

@@ -13,7 +13,7 @@ from ledger.errors import InvalidInput
 MAX_TOKENS = 1 << 20
 MAX_MESSAGES = 1024
 MAX_TEMPERATURE = 2.0
-MAX_STOPS = 4
+MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 
 

@@ -30,6 +30,7 @@ from starlette.types import Receive, Scope, Send
 
 from inference.generation import Done, Piece
 from inference.openai_request import Delivery, GenerateCall, parse_chat, parse_completion
+from inference.serving_config import not_served
 from ledger.errors import ModelLedgerError, NotFound
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ def create_app(backend: Backend) -> Starlette:
         for card in await backend.models(caller):
             if card.id == wanted:
                 return JSONResponse(_card(card))
-        raise NotFound(f"the model {wanted!r} does not exist or is not served")
+        raise not_served(wanted)
 
     async def chat(request: Request) -> Response:
         caller = await backend.identify(_token(request))

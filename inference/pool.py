@@ -4,12 +4,14 @@
     await pool.unload(sha256)                                    # running requests finish, then the engine goes
 
 An engine is known by the digest of its file, so two names for one model share it, and a new version is another
-engine beside the old one. One lock orders every load and unload; requests for a loaded engine never take it.
+engine beside the old one. One lock orders every load and unload; requests for a loaded engine never take it. Who
+waits for an engine to become idle waits for the engine, never for a reader, and not longer than DRAIN_SECONDS.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -21,6 +23,9 @@ from inference.engine_client import Engine
 from inference.generation import Done, Generation, Piece
 from inference.serving_config import EngineSettings
 from ledger.errors import NotFound, Overloaded
+
+# What running answers get before their engine is unloaded all the same; those left then fail with Unreachable.
+DRAIN_SECONDS = 120.0
 
 Reason = Literal["requested", "least recently used", "crashed", "shutdown"]
 
@@ -83,25 +88,56 @@ class EnginePool:
                 loaded.idle.set()
 
     async def generate(self, sha256: str, path: Path, request: Generation) -> AsyncGenerator[Piece | Done, None]:
-        """One request on the engine of these bytes. Raises what `lease` and Engine.generate raise."""
-        async with self.lease(sha256, path) as engine, aclosing(engine.generate(request)) as items:
-            async for item in items:
+        """One request on the engine of these bytes. Raises what `lease` and Engine.generate raise.
+
+        The lease ends with the answer, not with its delivery: whoever reads slowly keeps no engine from being
+        unloaded. What waits to be read is bounded by the request's max_tokens and the engine's context.
+        """
+        answer: asyncio.Queue[Piece | Done | Exception] = asyncio.Queue()
+        answering = asyncio.create_task(self._answer(sha256, path, request, answer))
+        try:
+            done = False
+            while not done:
+                item = await answer.get()
+                if isinstance(item, Exception):
+                    raise item
+                done = isinstance(item, Done)
                 yield item
+        finally:
+            answering.cancel()
+            await asyncio.wait([answering])
 
     async def unload(self, sha256: str) -> None:
         """Let running requests finish, then end the engine. Nothing happens if it is not loaded."""
+        loaded = self._engines.get(sha256)
+        if loaded is None:
+            return
+        deadline = time.monotonic() + DRAIN_SECONDS
+        await _idle(loaded, deadline)  # without the lock: others are loaded meanwhile
         async with self._changing:
-            if sha256 in self._engines:
-                await self._remove(sha256, "requested")
+            if self._engines.get(sha256) is loaded:
+                await self._remove(sha256, "requested", deadline)
 
     async def close(self) -> None:
         """End every engine now; running requests fail with Unreachable."""
         for loaded in self._engines.values():
             loaded.draining = True
+            loaded.idle.set()  # nobody waits any longer
         async with self._changing:
             for sha256, loaded in list(self._engines.items()):
                 await loaded.engine.close()
                 self._forget(sha256, "shutdown")
+
+    async def _answer(
+        self, sha256: str, path: Path, request: Generation, answer: asyncio.Queue[Piece | Done | Exception]
+    ) -> None:
+        """Everything the engine answers, or the error it ends with, into the queue."""
+        try:
+            async with self.lease(sha256, path) as engine, aclosing(engine.generate(request)) as items:
+                async for item in items:
+                    answer.put_nowait(item)
+        except Exception as error:  # whoever reads the answer raises it
+            answer.put_nowait(error)
 
     def _usable(self, sha256: str) -> _Loaded | None:
         loaded = self._engines.get(sha256)
@@ -153,14 +189,15 @@ class EnginePool:
             if len(self._engines) <= most and used + needed <= settings.memory_limit_bytes:
                 return
             idle = [sha256 for sha256 in others if not self._engines[sha256].users]
-            await self._remove((idle or others)[0], "least recently used")
+            victim = (idle or others)[0]
+            await self._remove(victim, "least recently used", time.monotonic() + DRAIN_SECONDS)
 
-    async def _remove(self, sha256: str, reason: Reason) -> None:
+    async def _remove(self, sha256: str, reason: Reason, deadline: float) -> None:
+        """End an engine, when its running requests are done or at the deadline. Only with the lock."""
         loaded = self._engines[sha256]
         loaded.draining = True
         try:
-            if loaded.users:
-                await loaded.idle.wait()
+            await _idle(loaded, deadline)
             await loaded.engine.close()
         except asyncio.CancelledError:
             loaded.draining = False
@@ -170,3 +207,10 @@ class EnginePool:
     def _forget(self, sha256: str, reason: Reason) -> None:
         loaded = self._engines.pop(sha256)
         self._on_change(Change("unloaded", sha256, loaded.engine.ready.memory_bytes, reason))
+
+
+async def _idle(loaded: _Loaded, deadline: float) -> None:
+    """Until nobody uses the engine, or time.monotonic() reaches the deadline."""
+    if loaded.users:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(loaded.idle.wait(), deadline - time.monotonic())

@@ -17,7 +17,7 @@ from inference.openai_http import Answer
 from inference.openai_request import GenerateCall
 from inference.serving_config import ServedModel, Serving, ServingConfig
 from inference.upkeep import Upkeep
-from ledger.errors import InvalidInput
+from ledger.errors import InvalidInput, NotFound
 from ledger.kit.interceptors import caller
 from ledger.kit.listing import page
 
@@ -85,7 +85,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         serving = await self._upkeep.switch(
             request.name, request.enabled, request.make_default, caller(), request.request_id
         )
-        [model] = [model for model in serving.models if model.name == request.name]
+        model = next((model for model in serving.models if model.name == request.name), None)
+        if model is None:  # this very request was done before, and the name taken out of the file since
+            raise NotFound(f"{request.name} is not in serving.toml any more")
         return inference_pb2.SetDeploymentResponse(deployment=await self._deployment(serving, model))
 
     async def _answer(self, request: inference_pb2.GenerateRequest) -> Answer:

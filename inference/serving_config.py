@@ -92,7 +92,7 @@ class Serving:
         for model in self.enabled():
             if model.name == wanted:
                 return model
-        raise NotFound(f"the model {wanted!r} does not exist or is not served")
+        raise not_served(wanted)
 
 
 class ServingConfig:
@@ -115,6 +115,14 @@ class ServingConfig:
             except InvalidConfig as error:
                 self.problem = error
         return self._state
+
+
+def not_served(name: str) -> NotFound:
+    """What is answered for a name that is unknown or disabled; which of the two is not told."""
+    return NotFound(
+        f"the model {name!r} does not exist or is not served; `modelledger deploy list` shows what is, "
+        f"`modelledger deploy enable {name}` serves it"
+    )
 
 
 def load(path: Path) -> Serving:

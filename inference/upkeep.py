@@ -20,6 +20,7 @@ from inference.engines import Engines
 from inference.gate import Vouched
 from inference.serving_config import Serving, ServingConfig, write_toggle
 from ledger.errors import ModelLedgerError, NotFound
+from ledger.kit.application import Command
 from ledger.kit.threads import in_thread
 
 log = logging.getLogger("modelledger.inference")
@@ -57,12 +58,18 @@ class Upkeep:
     async def switch(
         self, name: str, enabled: bool, make_default: bool, caller: events_pb2.Caller, request_id: str
     ) -> Serving:
-        """Enable or disable a name in serving.toml and record who asked. Raises NotFound and InvalidConfig."""
+        """Enable or disable a name in serving.toml and record who asked; a repeated request changes nothing.
+
+        Raises NotFound, InvalidConfig, and EventIdReused before anything is changed.
+        """
         if enabled and not await in_thread(self._deployments.heard_of, name):
             raise NotFound(f"the log has no model {name}; train it, or register the base model, first")
+        command = Command("SetDeployment", caller, request_id)
         async with self._recording:
+            if await in_thread(self._deployments.switched, name, enabled, command):
+                return self._config.current()
             serving = await in_thread(write_toggle, self._config.path, name, enabled, make_default)
-            await in_thread(self._deployments.changed, name, enabled, serving, caller, request_id)
+            await in_thread(self._deployments.changed, name, enabled, serving, caller, command.event_id)
             self._recorded[name] = enabled
         self.look()
         return serving
@@ -91,7 +98,7 @@ class Upkeep:
         async with self._recording:
             for name, enabled in states.items():
                 if self._recorded.get(name) != enabled:
-                    await in_thread(self._deployments.changed, name, enabled, serving, None)
+                    await in_thread(self._deployments.changed, name, enabled, serving)
                     self._recorded[name] = enabled
 
     async def _settle(self, serving: Serving) -> None:

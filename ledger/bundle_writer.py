@@ -22,7 +22,8 @@ from ledger.merkle import inclusion_proof
 from ledger.proof_file import encode_proof, parse_proof
 from ledger.provenance import Provenance, trace
 from ledger.sequencer import Sequencer
-from ledger.store import Head, Store
+from ledger.store import Store
+from ledger.writing import Head
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,8 @@ class Certification(certification_pb2_grpc.CertificationServiceServicer):
         basis = evidence.of_version(self._store, org, model, version)
         kinds = [statement.event.kind for statement in about(basis, org, model, version)]
         problems = policy.missing(kinds)
+        unquantised = policy.require.get("QuantizationCompleted", 0) > kinds.count("QuantizationCompleted")
+        hint = f"; run: modelledger quantize {org}/{model} {version}" if unquantised else ""
         mentioned = {a for s in basis for a in (*s.event.materials, *s.event.subjects)}
         gone = self._store.revocations(a.sha256 for a in mentioned)
         problems += [f"{a.name} was revoked at index {gone[a.sha256]}" for a in sorted(mentioned) if a.sha256 in gone]
@@ -158,7 +160,7 @@ class Certification(certification_pb2_grpc.CertificationServiceServicer):
                 problems = list(error.problems)
         if problems:
             raise EvidenceMissing(
-                f"{org}/{model} {version} cannot be certified: " + "; ".join(problems),
+                f"{org}/{model} {version} cannot be certified: " + "; ".join(problems) + hint,
                 violations=[Violation("version", "EVIDENCE_MISSING", problem) for problem in problems],
             )
         chosen = _categories(categories) or [provenance.dataset_artifact.name.rsplit("/", 1)[-1]]
@@ -180,7 +182,10 @@ class Certification(certification_pb2_grpc.CertificationServiceServicer):
             record.certificate = base if number == 1 else f"{base}-{number}"
             stream = f"certificates/{record.certificate}"
             try:
-                await self._actor.record(record, stream, 1, provenance.subjects, event_id=event_id)
+                # The materials are looked up again where the event is written: what was withdrawn meanwhile is refused.
+                await self._actor.record(
+                    record, stream, 1, provenance.subjects, provenance.materials, event_id=event_id
+                )
             except WrongStreamVersion:
                 continue  # another certificate has this second's name
             except EventIdReused:

@@ -1,16 +1,22 @@
-"""SQLAlchemy engines as the store wants them, and what a driver's errors mean to a caller."""
+"""SQLAlchemy engines as the store wants them, and what a driver's errors mean to a caller.
+
+A driver's own words name hosts, users and paths: they go to the log, and the caller gets a plain sentence.
+"""
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 
-from ledger.errors import DamagedLog, ModelLedgerError, Unreachable
+from ledger.errors import DamagedLog, InvalidInput, ModelLedgerError, Unreachable
+
+log = logging.getLogger("modelledger.database")
 
 # The file is not the database that was written: https://www.sqlite.org/rescode.html
 _SQLITE_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -42,13 +48,17 @@ def driver_errors() -> Iterator[None]:
 
 
 def meaning(error: DBAPIError) -> ModelLedgerError:
-    """DamagedLog when the database says its own bytes are wrong, otherwise Unreachable."""
+    """DamagedLog when the database says its own bytes are wrong, InvalidInput when it cannot hold a value (trying
+    again would not help), otherwise Unreachable."""
+    log.error("database: %s", error.orig)
+    if isinstance(error, DataError):
+        return InvalidInput("a text or number of the request cannot be stored: it is too long, too large or holds NUL")
     code = getattr(error.orig, "sqlite_errorcode", None)
     damaged = code is not None and code & 0xFF in _SQLITE_DAMAGE
     if damaged or getattr(error.orig, "sqlstate", None) in _POSTGRESQL_DAMAGE:
-        return DamagedLog(f"the ledger's database is damaged: {error.orig}; restore it from a backup")
+        return DamagedLog("the ledger's database is damaged; its log has the details; restore it from a backup")
     return Unreachable(
-        f"the ledger's database cannot be used: {error.orig}; check its URL, permissions and free disk space"
+        "the ledger's database cannot be used; its log has the details: check the URL, permissions and free disk space"
     )
 
 

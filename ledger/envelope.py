@@ -109,16 +109,23 @@ def sign(payload: bytes, signers: Sequence[Signer], payload_type: str = PAYLOAD_
     if not 1 <= len(keyids) <= MAX_SIGNATURES or len(set(keyids)) != len(keyids):
         raise InvalidInput(f"an envelope needs 1 to {MAX_SIGNATURES} signers with different keys")
     message = pae(payload_type, payload)
-    envelope = {
-        "payload": encode_base64(payload).decode(),
-        "payloadType": payload_type,
-        "signatures": [
-            {"keyid": signer.keyid, "sig": encode_base64(signer.sign(message)).decode()} for signer in signers
-        ],
-    }
-    data = json.dumps(envelope, separators=(",", ":")).encode()
+    signatures = tuple(Signature(signer.keyid, signer.sign(message)) for signer in signers)
+    data = encode(Envelope(payload, payload_type, signatures))
     _check_size(data)
     return data
+
+
+def encode(envelope: Envelope) -> bytes:
+    """The one spelling that `sign` writes: compact JSON, fields in this order, standard base64."""
+    fields = {
+        "payload": encode_base64(envelope.payload).decode(),
+        "payloadType": envelope.payload_type,
+        "signatures": [
+            {"keyid": signature.keyid, "sig": encode_base64(signature.sig).decode()}
+            for signature in envelope.signatures
+        ],
+    }
+    return json.dumps(fields, separators=(",", ":")).encode()
 
 
 def parse(data: bytes, payload_type: str = PAYLOAD_TYPE) -> Envelope:

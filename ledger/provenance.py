@@ -9,7 +9,7 @@ bundle, and both get the same answer from the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,12 @@ class Provenance:
         return sorted({*self.created.event.subjects, *files})
 
     @property
+    def materials(self) -> list[Artifact]:
+        """What a certificate rests on: the bases, the data and the earlier adapters. None of it may be revoked."""
+        earlier = [a for a in self.created.event.materials if a.name.startswith("adapters/")]
+        return sorted({*(base.artifact for base in self.bases), self.dataset_artifact, *earlier})
+
+    @property
     def artifacts(self) -> list[Artifact]:
         """What it takes to run the version over its bases: every adapter, GGUF file, Modelfile and licence."""
         chain = [a for a in self.created.event.materials if a.name.startswith("adapters/")]
@@ -142,8 +148,9 @@ def trace(statements: Iterable[Statement], org: str, model: str, version: str) -
             bases.append(Base(key, artifact, registered, trained))
     if not completed.event.data.get("trained"):
         problems.append(f"TrainingCompleted at index {completed.index} names no trained base")
-    if not set(created.event.subjects) <= set(completed.event.subjects):
-        problems.append(f"VersionCreated at index {created.index} speaks of adapters that its run did not make")
+    quantizations = tuple(s for s in story if s.event.kind == "QuantizationCompleted")
+    problems += _not_trained_so(created, completed)
+    problems += [problem for quantization in quantizations for problem in _not_made_of(quantization, created)]
     datasets = [a for a in completed.event.materials if a.name.startswith("datasets/")]
     digest = completed.event.data.get("datasetSha256")
     dataset = next((_introducing(story, a) for a in datasets if a.sha256 == digest), None)
@@ -162,8 +169,50 @@ def trace(statements: Iterable[Statement], org: str, model: str, version: str) -
         tuple(s for s in story if s.event.kind == "EpochCompleted"),
         tuple(bases),
         dataset,
-        tuple(s for s in story if s.event.kind == "QuantizationCompleted"),
+        quantizations,
     )
+
+
+def _not_trained_so(created: Statement, completed: Statement) -> Iterator[str]:
+    """What the version says of its adapters, and its run does not."""
+    where = f"VersionCreated at index {created.index}"
+    adapters, bases = created.event.data.get("adapters", []), completed.event.data.get("trained", [])
+    claimed = {(a.get("base"), a.get("baseSha256"), *_chain(a)[-1:]) for a in adapters}
+    trained = {(b.get("key"), b.get("baseSha256"), *_artifacts([b.get("adapter", {})])) for b in bases}
+    for key in sorted({str(key) for key, *_ in claimed ^ trained}):
+        yield f"{where} and TrainingCompleted at index {completed.index} disagree about the adapter of base {key}"
+    if set(created.event.subjects) != {link for adapter in adapters for link in _chain(adapter)[-1:]}:
+        yield f"{where} speaks of other adapters than it lists"
+    for adapter in adapters:
+        if not set(_chain(adapter)[:-1]) <= set(completed.event.materials):
+            yield f"{where} names earlier adapters of base {adapter.get('base')} that its run did not continue"
+    used = {a for a in created.event.materials if a.name.startswith("datasets/")}
+    if not used <= set(completed.event.materials):
+        yield f"{where} names data that its run was not trained on"
+
+
+def _not_made_of(quantization: Statement, created: Statement) -> Iterator[str]:
+    """Whether a quantisation of the version was made from its base and its whole chain, in their order."""
+    base = quantization.event.data.get("base")
+    expected = [
+        [Artifact(f"base-models/{base}", str(adapter.get("baseSha256"))), *_chain(adapter)]
+        for adapter in created.event.data.get("adapters", [])
+        if adapter.get("base") == base
+    ]
+    if list(quantization.event.materials) not in expected:
+        yield (
+            f"QuantizationCompleted at index {quantization.index} was not made from the version's base {base} and "
+            "its adapters"
+        )
+
+
+def _chain(adapter: Mapping[str, Any]) -> list[Artifact]:
+    """The chain of a version's adapter, in the order it applies."""
+    return _artifacts(adapter.get("chain", []))
+
+
+def _artifacts(refs: Iterable[Mapping[str, Any]]) -> list[Artifact]:
+    return [Artifact(str(ref.get("name")), str(ref.get("sha256"))) for ref in refs]
 
 
 def _only(story: Sequence[Statement], kind: str) -> Statement:

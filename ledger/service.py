@@ -12,10 +12,12 @@ from modelledger.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger import merkle
 from ledger.errors import InvalidInput
 from ledger.sequencer import Sequencer
-from ledger.store import Head, StoredRow
+from ledger.store import StoredRow
+from ledger.writing import Head
 
 PAGE_SIZE, MAX_PAGE_SIZE = 100, 1_000
 MAX_KINDS = 100
+MAX_TEXT = 600
 WATCH_BATCH = 500
 # A response stays below the 4 MiB that gRPC clients accept by default.
 MAX_PAGE_BYTES = 3 << 20
@@ -44,6 +46,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
 
     async def GetEvent(self, request: ledger_pb2.GetEventRequest, context: Context) -> ledger_pb2.GetEventResponse:
         if request.WhichOneof("key") == "id":
+            _check_text("id", request.id)
             row = await asyncio.to_thread(self._store.get_by_id, request.id)
         else:
             row = await asyncio.to_thread(self._store.get, request.index)
@@ -53,6 +56,8 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         self, request: ledger_pb2.ListEventsRequest, context: Context
     ) -> ledger_pb2.ListEventsResponse:
         size = page_size(request.page_size)
+        _check_text("stream", request.stream)
+        _check_text("stream_prefix", request.stream_prefix)
         start, stop = request.start_index, None
         if request.page_token:
             position = _page_position(request.page_token)
@@ -82,6 +87,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         def notify(head: Head) -> None:
             loop.call_soon_threadsafe(changed.set)
 
+        _check_text("stream_prefix", request.stream_prefix)
         position, kinds = request.start_index, _kinds(request.kinds)
         self._store.listeners.add(notify)
         try:
@@ -148,7 +154,15 @@ def _page_position(token: str) -> int:
 def _kinds(kinds: Any) -> list[str]:
     if len(kinds) > MAX_KINDS:
         raise InvalidInput(f"kinds: more than {MAX_KINDS}")
+    for number, kind in enumerate(kinds):
+        _check_text(f"kinds[{number}]", kind)
     return list(kinds)
+
+
+def _check_text(field: str, text: str) -> None:
+    """Nothing in the log has such an id, stream or kind (ledger/statement.py), and a database may not take it."""
+    if len(text) > MAX_TEXT or not text.isprintable():
+        raise InvalidInput(f"{field}: is not a text of at most {MAX_TEXT} characters without control characters")
 
 
 def _tree_size(asked: int, head: Head) -> int:

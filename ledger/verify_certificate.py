@@ -53,6 +53,8 @@ def check_certificate(
         return None
     if set(certificate.event.subjects) != set(provenance.subjects):
         wrong("wrong-subject", "it does not speak of exactly the version's new adapters and GGUF files")
+    if set(certificate.event.materials) != set(provenance.materials):
+        wrong("wrong-material", "its materials are not exactly the version's bases, data and earlier adapters")
     if data["dna"] != str(dna_of(provenance, list(data["categories"]))):
         wrong(
             "stale-hash", f"the fingerprint is {data['dna']}, computed {dna_of(provenance, list(data['categories']))}"

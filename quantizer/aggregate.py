@@ -17,6 +17,8 @@ RUNNING = quantizer_pb2.QUANTIZATION_STATE_RUNNING
 COMPLETED = quantizer_pb2.QUANTIZATION_STATE_COMPLETED
 FAILED = quantizer_pb2.QUANTIZATION_STATE_FAILED
 
+MAX_REASON = 2_000  # characters; an event has a limit
+
 
 class Quantization(LedgerAggregate):
     """One quantisation: quantizations/{id}. Ends completed or failed, and never changes after that."""
@@ -67,7 +69,7 @@ class Quantization(LedgerAggregate):
         self.trigger(outcome, subjects, self.materials, causation=self.requested_event)
 
     def failed(self, reason: str) -> None:
-        event = events_pb2.QuantizationFailed(quantization=self.request.quantization, reason=reason)
+        event = events_pb2.QuantizationFailed(quantization=self.request.quantization, reason=reason[:MAX_REASON])
         self.trigger(event, [self.document])
 
     def on_QuantizationRequested(self, event: Recorded) -> None:

@@ -5,7 +5,7 @@ It loads what it needs, decides, and records one event. What the worker does wit
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 
 from eventsourcing.persistence import IntegrityError
@@ -15,7 +15,8 @@ from modelledger.ledger.v1 import events_pb2, registry_pb2, registry_pb2_grpc
 from ledger import strict_json
 from ledger.errors import ArtifactMismatch, InvalidInput, InvalidName, NotFound, NotReady, Refused
 from ledger.kit import catalog
-from ledger.kit.application import LedgerApplication, event_id
+from ledger.kit.aggregate import Recorded
+from ledger.kit.application import Command, LedgerApplication
 from ledger.kit.artifacts import ArtifactStore
 from ledger.kit.client import call
 from ledger.resource_names import BASE_ORG, split_version
@@ -33,7 +34,7 @@ class Quantizing(LedgerApplication):
     """Commands of the quantizer, recorded by the actor "quantizer"."""
 
     def __init__(self, config: QuantizerConfig) -> None:
-        super().__init__("quantizer", str(config.data / "keys" / "quantizer.key"), config.ledger, config.ledger_ca)
+        super().__init__("quantizer", str(config.data / "keys" / "quantizer.key"), config)
         self.config = config
         self.artifacts = ArtifactStore(config.data / "artifacts")
         self.registry = registry_pb2_grpc.RegistryServiceStub(self.channel)
@@ -44,16 +45,21 @@ class Quantizing(LedgerApplication):
     def request(
         self, source: str, types: Sequence[str], base: str, caller: events_pb2.Caller, request_id: str = ""
     ) -> Quantization:
-        """Record a quantisation for the worker to take; the same request_id gets the same one again.
+        """Record a quantisation for the worker to take; the same caller's same request_id gets the same one again.
 
         source: `orgs/{org}/models/{model}/versions/{version}` or `base-models/{key}`; base: which one of the version's.
         Raises NotFound, InvalidInput, Refused (version revoked), NotReady (base not registered), ArtifactMismatch (its
         folder was changed).
         """
-        command = event_id("StartQuantization", request_id)
-        if request_id and (earlier := self.find(command)):
-            return self.load(Quantization, earlier[1].originator_id)
+        command = Command("StartQuantization", caller, request_id)
         wanted = _checked_types(types)
+
+        def same(earlier: Recorded) -> bool:
+            was = earlier.data
+            return isinstance(was, events_pb2.QuantizationRequested) and _asks_for(was, source, wanted, base)
+
+        if earlier := self.done(command, same):
+            return self.load(Quantization, earlier.originator_id)
         if source.startswith(BASE_PREFIX):
             request, materials = self._of_base(source.removeprefix(BASE_PREFIX), base)
         else:
@@ -62,7 +68,7 @@ class Quantizing(LedgerApplication):
             raise InvalidInput(f"types: {LORA} needs an adapter; {source} has none")
         request.types.extend(wanted)
         request.caller.CopyFrom(caller)
-        return self._record_request(request, materials, command)
+        return self._record_request(request, materials, command, same)
 
     def quantization(self, identifier: str) -> Quantization:
         """Raises NotFound."""
@@ -109,7 +115,11 @@ class Quantizing(LedgerApplication):
         return request, materials + [Artifact(adapter.name, adapter.sha256) for adapter in chosen.chain]
 
     def _record_request(
-        self, request: events_pb2.QuantizationRequested, materials: Sequence[Artifact], command: str
+        self,
+        request: events_pb2.QuantizationRequested,
+        materials: Sequence[Artifact],
+        command: Command,
+        same: Callable[[Recorded], bool],
     ) -> Quantization:
         """Ids are the second of the request; -2, -3 … only when that second has one already."""
         second = datetime.now(UTC).strftime("quant-%Y%m%d-%H%M%S")
@@ -124,10 +134,12 @@ class Quantizing(LedgerApplication):
             stored = self.artifacts.put_bytes(document)
             quantization = Quantization(quantization_stream(request.quantization))
             introduced = [Artifact(f"requests/{request.quantization}", stored.sha256)]
-            quantization.trigger(request, introduced, materials, event_id=command)
+            quantization.trigger(request, introduced, materials, event_id=command.event_id)
             try:
                 self.record(quantization)
             except IntegrityError:
+                if earlier := self.done(command, same):  # another call of the same request was faster
+                    return self.load(Quantization, earlier.originator_id)
                 continue
             return quantization
         raise Refused(f"{MAX_A_SECOND} quantisations were requested in one second; try again")
@@ -141,6 +153,20 @@ def _as_registered(found: catalog.BaseModel, registered: Collection[str]) -> cat
             f"base register {found.key}"
         )
     return found
+
+
+def _asks_for(was: events_pb2.QuantizationRequested, source: str, types: Sequence[str], base: str) -> bool:
+    """Whether these arguments may have made that request."""
+    if tuple(was.types) != tuple(types):
+        return False
+    if source.startswith(BASE_PREFIX):
+        return was.org == BASE_ORG and not base and catalog.mean([source.removeprefix(BASE_PREFIX)], [was.model])
+    name, version = split_version(source, "source")
+    return (
+        (was.org, was.model) == (name.org, name.model)
+        and version in (was.version, "active", "latest")
+        and (not base or catalog.mean([base], [was.base]))
+    )
 
 
 def _checked_types(asked: Sequence[str]) -> tuple[str, ...]:

@@ -5,23 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ledger.kit.client import Calling
 from ledger.kit.serve import Listening
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizerConfig(Listening):
+class QuantizerConfig(Listening, Calling):
     """How the quantizer process runs.
 
-    data:    directory with keys/, artifacts/ and work/
-    bases:   folders that hold base model folders
-    threads: CPU threads of one quantisation
-    ledger:  address of the ledger
-    listen:  gRPC address when it runs on its own
+    data:      directory with keys/, artifacts/ and work/
+    bases:     folders that hold base model folders
+    threads:   CPU threads of one quantisation
+    listen:    gRPC address when it runs on its own
     """
 
     data: Path = Path("data")
     bases: tuple[Path, ...] = ()
     threads: int = 1
-    ledger: str = "127.0.0.1:50051"
-    ledger_ca: str = ""
     listen: str = "127.0.0.1:50053"

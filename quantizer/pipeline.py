@@ -20,7 +20,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from ledger.errors import InvalidInput, Refused
+from ledger.errors import ArtifactMismatch, InvalidInput, Refused
+from ledger.kit.catalog import inspect_folder
 from quantizer import (
     adapter,
     convert,
@@ -71,6 +72,7 @@ class _Job:
         self.spec, self.work, self.made, self.results, self.send = spec, work, made, results, send
         self.stem = file_stem(spec.name)
         model_folder.check(spec.base)
+        self._check_base()
         self.adapters = [adapter.read(folder) for folder in spec.adapters]
         self.converter = converter.ensure_converter()
 
@@ -82,7 +84,17 @@ class _Job:
         if set(self.spec.types) - {LORA}:
             made, facts = self._model()
             messages += made
+        self._check_base()
         return {"messages": messages, "versions": _versions(), **facts}
+
+    def _check_base(self) -> None:
+        """The folder holds what the log names. Cheap the second time, unless a file was touched."""
+        found = inspect_folder(self.spec.base).sha256
+        if found != self.spec.base_sha256:
+            raise ArtifactMismatch(
+                f"{self.spec.base} changed: it hashes to {found}, the request names {self.spec.base_sha256}; restore "
+                "it, or register it as it is now and quantise again"
+            )
 
     def _adapter(self, number: int) -> dict[str, Any]:
         started, source = time.monotonic(), self.adapters[number]

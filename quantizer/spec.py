@@ -1,7 +1,7 @@
 """What a quantisation job is asked to do: the child's one input file, read strictly.
 
-    {"id": "...", "workdir": "/...", "name": "acme/assistant v1.0", "base": {"key": "...", "path": "/..."},
-     "adapters": ["/...", ...], "types": ["Q4_K_M", "F16"], "threads": 1, "texts": ["...", ...]}
+    {"id": "...", "workdir": "/...", "name": "acme/assistant v1.0", "base": {"key": "...", "path": "/...",
+     "sha256": "..."}, "adapters": ["/...", ...], "types": ["Q4_K_M", "F16"], "threads": 1, "texts": ["...", ...]}
 
 `adapters` is the chain in order, empty to quantise the base itself. `texts` (optional) is held-out text of
 the model's domain: tokenized both ways, and what the quantised files are compared with F16 on. Type LORA
@@ -36,6 +36,7 @@ class Spec:
     name: str
     base_key: str
     base: Path
+    base_sha256: str
     adapters: tuple[Path, ...]
     types: tuple[str, ...]
     threads: int
@@ -62,7 +63,7 @@ def parse(document: Any) -> Spec:
         raise ValueError(f"unknown fields: {', '.join(sorted(unknown))}")
     base = document.get("base")
     if not isinstance(base, dict):
-        raise ValueError("base: must be an object with key and path")
+        raise ValueError("base: must be an object with key, path and sha256")
     types, adapters = _texts(document, "types"), _texts(document, "adapters")
     if not types or len(set(types)) != len(types) or set(types) - set(TYPES):
         raise ValueError(f"types: must be different ones of {', '.join(TYPES)}, found {', '.join(types)}")
@@ -82,6 +83,7 @@ def parse(document: Any) -> Spec:
         name=name,
         base_key=_text(base, "key"),
         base=Path(_text(base, "path")),
+        base_sha256=_text(base, "sha256"),
         adapters=tuple(map(Path, adapters)),
         types=types,
         threads=threads,

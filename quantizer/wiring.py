@@ -33,13 +33,15 @@ class QuantizerPart:
             )
         ]
         self.http: Sequence[tuple[Any, Address]] = ()
+        self._worker: Worker | None = None
 
     async def start(self) -> None:
         self._worker = Worker(self._job, self._quantizing.recorder, self._config.data / "work" / "quantizer")
         self._worker.start()
 
     async def stop(self) -> None:
-        await in_thread(self._worker.stop)
+        if self._worker:
+            await in_thread(self._worker.stop)
 
     async def close(self) -> None:
         self._quantizing.close()

@@ -13,7 +13,7 @@ from modelledger.quantizer.v1 import quantizer_pb2
 
 from ledger.errors import ModelLedgerError
 from ledger.kit.live import Changes
-from ledger.kit.work import MAX_ATTEMPTS, Ended, Task
+from ledger.kit.work import MAX_ATTEMPTS, PASSING, Ended, Task
 from quantizer.aggregate import QUEUED, Quantization
 from quantizer.application import BASE_PREFIX, Quantizing
 from quantizer.spec import MAX_NAME
@@ -66,12 +66,15 @@ class QuantizationJob:
         if quantization.over:
             return
         finished = _first(messages, "finished")
-        if ended.code == 0 and finished and _first(messages, "output"):
+        if ended.well and finished and _first(messages, "output"):
             self._complete(quantization, messages)
         else:
-            self._fail(quantization, (_first(messages, "failed") or {}).get("reason") or ended.reason)
+            reported = (_first(messages, "failed") or {}).get("reason")
+            self._fail(quantization, ended.problem or reported or ended.reason)
 
     def refused(self, stream: str, reason: str) -> None:
+        self._messages.pop(stream, None)
+        self.live.pop(stream, None)
         quantization = self._quantizing.load(Quantization, stream)
         if not quantization.over:
             self._fail(quantization, reason)
@@ -81,6 +84,8 @@ class QuantizationJob:
         try:
             quantization.completed(self._outcome(quantization.request, messages))
             self._quantizing.record(quantization)
+        except PASSING:
+            raise
         except (ModelLedgerError, OSError) as error:
             # For example a base withdrawn meanwhile, or a full disk: what was made is not vouched for.
             log.warning("%s: the result could not be kept: %s", quantization.id, error)
@@ -160,7 +165,7 @@ class QuantizationJob:
             "id": request.quantization,
             "workdir": str((folder / "quantization").resolve()),
             "name": _display_name(request),
-            "base": {"key": base.key, "path": str(base.path.resolve())},
+            "base": {"key": base.key, "path": str(base.path.resolve()), "sha256": base.sha256},
             "adapters": [self._checkout(folder / "adapters" / a.sha256, a.sha256) for a in quantization.adapters()],
             "types": list(request.types),
             "threads": self._quantizing.config.threads,

@@ -1,7 +1,8 @@
 """One gRPC server and one HTTP server, set up the same way for every service.
 
 gRPC: interceptor, health, reflection, no port sharing, message limits, graceful stop. HTTP: a Starlette app in the
-same event loop. A bind beyond the loopback interface without TLS is refused.
+same event loop. A bind beyond the loopback interface is refused without TLS, and for gRPC also without an authority
+whose client certificates say who calls.
 """
 
 from __future__ import annotations
@@ -63,6 +64,19 @@ class Address:
                 "tls_key, or listen on 127.0.0.1"
             )
 
+    def check_callers(self) -> None:
+        """Raises InvalidConfig for a bind where everybody could call under any name."""
+        if self.tls_client_ca and not self.tls_certificate:
+            raise InvalidConfig(
+                "tls_client_ca checks the callers' certificates only together with tls_certificate and tls_key; "
+                "configure them too"
+            )
+        if not self.tls_client_ca and not _is_loopback(self.host):
+            raise InvalidConfig(
+                f"{self.host}:{self.port} can be reached from other machines; configure tls_client_ca, the authority "
+                "that signed the callers' certificates, or listen on 127.0.0.1"
+            )
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
@@ -71,7 +85,8 @@ class Address:
 class Listening:
     """The fields that every service's configuration has for its gRPC server.
 
-    listen: host:port; tls_*: PEM files, needed to listen beyond the loopback interface.
+    listen: host:port; tls_*: PEM files, needed to listen beyond the loopback interface. tls_client_ca: the authority
+    that signed the callers' certificates.
     """
 
     listen: str
@@ -93,6 +108,7 @@ class GrpcServer:
 
     def __init__(self, servicers: Sequence[Servicer], address: Address) -> None:
         address.check()
+        address.check_callers()
         self.address = address
         self.port = 0
         self._servicers = servicers
@@ -113,6 +129,8 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [servicer.name for servicer in self._servicers]
         reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+        # gRPC core writes a stack of C++ lines to stderr about a port it cannot have, so we are the first to try.
+        _listen(self.address).close()
         try:
             if self.address.tls_certificate:
                 self.port = self._server.add_secure_port(str(self.address), _credentials(self.address))
@@ -152,11 +170,7 @@ class HttpServer:
         )
 
     async def start(self) -> None:
-        family = socket.AF_INET6 if ":" in self.address.host else socket.AF_INET
-        try:
-            listener = socket.create_server((self.address.host, self.address.port), family=family)
-        except OSError:
-            raise _in_use(self.address) from None
+        listener = _listen(self.address)
         self.port = listener.getsockname()[1]
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
         while not self._server.started:
@@ -182,6 +196,14 @@ def _credentials(address: Address) -> grpc.ServerCredentials:
     except OSError as error:
         raise InvalidConfig(f"TLS file: {error}") from None
     return grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
+
+
+def _listen(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        return socket.create_server((address.host, address.port), family=family)
+    except OSError:
+        raise _in_use(address) from None
 
 
 def _in_use(address: Address) -> Refused:

@@ -16,7 +16,8 @@ test: setup lint
 
 bench: setup
 	$(BIN)/modelledger bench append --json
-	$(BIN)/modelledger bench startup --json
+	$(BIN)/modelledger bench help --json
+	$(BIN)/modelledger bench up --json
 
 lint: setup
 	$(BIN)/ruff check .

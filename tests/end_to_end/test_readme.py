@@ -89,6 +89,8 @@ def test_every_line_of_the_tour_works_and_a_flipped_byte_is_named(world: tuple[P
     assert gguf.name in bad.stdout
 
     assert run("modelledger versions set-active acme/assistant v7.3 --reason no", world).returncode == 1
-    assert run("modelledger ask acme/nobody hello", world).returncode == 1
+    unserved = run("modelledger ask acme/nobody hello", world)
+    assert unserved.returncode == 1
+    assert "modelledger deploy enable acme/nobody" in unserved.stderr
     assert run("modelledger train", world).returncode == 2
     assert run("modelledger log verify", world).returncode == 0

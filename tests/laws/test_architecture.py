@@ -47,6 +47,9 @@ CHILD_PROCESS = {
     "clients/python/modelledger/demo/muon.py",
 }
 
+# What may import SQLAlchemy; CONTRIBUTING.md says which of them write SQL.
+DATABASE = {"database", "store", "store_recorder", "tables", "view_store", "views", "writing"}
+
 # What an auditor needs: bytes in, verdict out. kit.artifacts is here for reading and hashing files.
 PURE = {
     "bundle",
@@ -172,6 +175,11 @@ def test_heavy_libraries_stay_in_child_processes(name: str) -> None:
     assert not _packages(ALL[name]) & HEAVY, "only a file that runs in a child process may import these"
     for other in _reached(name):
         assert not _packages(TOP[other]) & HEAVY, f"importing {name} imports {other}"
+
+
+def test_only_the_store_and_its_neighbours_know_the_database() -> None:
+    knowing = {name for name in SOURCES if "sqlalchemy" in _packages(ALL[name])}
+    assert knowing == {f"ledger/{module}.py" for module in DATABASE}
 
 
 def test_the_list_of_child_process_files_is_not_longer_than_needed() -> None:

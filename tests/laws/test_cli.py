@@ -19,8 +19,8 @@ from modelledger.bundle_download import save
 from modelledger.cli import COMMANDS, up
 from modelledger.cli.progress import follow_run
 from modelledger.cli.session import Session, size_text
-from modelledger.client import model_name, version_resource
 from modelledger.ledger.v1 import certification_pb2, events_pb2
+from modelledger.names import model_name, version_resource
 from modelledger.trainer.v1 import trainer_pb2
 
 from ledger.checkpoint import Checkpoint, open_checkpoint
@@ -395,6 +395,16 @@ def test_a_service_keeps_what_its_section_names(tmp_path: Path) -> None:
     assert (configs.trainer.ledger, configs.trainer.data) == ("ledger.example:1", Path("a"))
     assert (configs.quantizer.ledger, configs.inference.data) == ("[::1]:7", Path("c"))
     assert configs.quantizer.bases == (Path("/b"),)
+
+
+def test_base_models_of_the_plain_environment_are_the_last_resort(tmp_path: Path) -> None:
+    section = '[trainer]\nbase_models = "file"\n'
+    both = {"MODELLEDGER_TRAINER_BASE_MODELS": "ours", "BASE_MODELS": "plain,other"}
+    assert _configs(tmp_path, section, **both).trainer.base_models == "ours"
+    assert _configs(tmp_path, section, BASE_MODELS="plain").trainer.base_models == "file"
+    assert _configs(tmp_path, BASE_MODELS="plain,other").trainer.base_models == "plain,other"
+    assert _configs(tmp_path, MODELLEDGER_TRAINER_BASE_MODELS="", BASE_MODELS="plain").trainer.base_models == "plain"
+    assert _configs(tmp_path).trainer.base_models == ""
 
 
 @pytest.mark.parametrize(

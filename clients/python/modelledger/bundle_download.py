@@ -25,11 +25,16 @@ class _Target(Protocol):
     def open(self, path: str) -> IO[bytes]: ...
 
 
-def save(pieces: Iterator[certification_pb2.DownloadBundleResponse], out: Path) -> list[str]:
-    """Write the bundle to `out`; the paths inside it. Raises AlreadyExists, Damaged."""
+def prepare(out: Path) -> None:
+    """Make sure that a bundle can be written to `out`, before one is asked for. Raises AlreadyExists, OSError."""
     if out.exists():
         raise AlreadyExists(f"{out} is already there; choose another --out or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def save(pieces: Iterator[certification_pb2.DownloadBundleResponse], out: Path) -> list[str]:
+    """Write the bundle to `out`; the paths inside it. Raises AlreadyExists, Damaged."""
+    prepare(out)
     paths: list[str] = []
     with _target(out) as target:
         for path, chunks in groupby(pieces, key=lambda piece: piece.path):

@@ -13,82 +13,24 @@ one, after a broken connection for example, gets the first answer again instead 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
 
-import grpc
+from ledger.kit.client import upload
+from ledger.resource_names import DatasetName
+from modelledger.connection import PAGE, Connection, Progress, chunks
+from modelledger.inference.v1 import inference_pb2
+from modelledger.ledger.v1 import certification_pb2, ledger_pb2, registry_pb2
+from modelledger.names import below, model_name, version_resource
+from modelledger.quantizer.v1 import quantizer_pb2
+from modelledger.trainer.v1 import trainer_pb2
 
-from ledger.errors import InvalidName
-from ledger.kit.client import DEADLINE, call, connect, stream, upload
-from ledger.resource_names import ModelName, parse_model, parse_served
-from modelledger.inference.v1 import inference_pb2, inference_pb2_grpc
-from modelledger.ledger.v1 import (
-    certification_pb2,
-    certification_pb2_grpc,
-    ledger_pb2,
-    ledger_pb2_grpc,
-    registry_pb2,
-    registry_pb2_grpc,
-)
-from modelledger.quantizer.v1 import quantizer_pb2, quantizer_pb2_grpc
-from modelledger.trainer.v1 import trainer_pb2, trainer_pb2_grpc
-
-DEFAULT_SERVER = "127.0.0.1:50051"
-CHUNK = 1 << 20  # bytes of a dataset in one message
-PAGE = 100
 SLOW = 600.0  # seconds for a call that hashes gigabytes or loads a model
 
-Request = TypeVar("Request")
-Response = TypeVar("Response")
-Progress = Callable[[int], None]
 
-
-class Client:
+class Client(Connection):
     """The four services, in one process (`server`) or each at an address of its own. Connects on the first call."""
-
-    def __init__(
-        self,
-        server: str = DEFAULT_SERVER,
-        *,
-        trainer: str = "",
-        quantizer: str = "",
-        inference: str = "",
-        user: str = "",
-        ca_file: str = "",
-        cert_file: str = "",
-        key_file: str = "",
-    ) -> None:
-        self._user = user
-        self._channels: dict[str, grpc.Channel] = {}
-
-        def channel(address: str) -> grpc.Channel:
-            if address not in self._channels:
-                self._channels[address] = connect(address, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
-            return self._channels[address]
-
-        self.channels = {
-            "ledger": channel(server),
-            "trainer": channel(trainer or server),
-            "quantizer": channel(quantizer or server),
-            "inference": channel(inference or server),
-        }
-        self._ledger = ledger_pb2_grpc.LedgerServiceStub(self.channels["ledger"])
-        self._registry = registry_pb2_grpc.RegistryServiceStub(self.channels["ledger"])
-        self._certification = certification_pb2_grpc.CertificationServiceStub(self.channels["ledger"])
-        self._trainer = trainer_pb2_grpc.TrainerServiceStub(self.channels["trainer"])
-        self._quantizer = quantizer_pb2_grpc.QuantizerServiceStub(self.channels["quantizer"])
-        self._inference = inference_pb2_grpc.InferenceServiceStub(self.channels["inference"])
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        for channel in self._channels.values():
-            channel.close()
 
     # Base models and datasets
 
@@ -124,14 +66,11 @@ class Client:
             request_id=_id(request_id),
         )
 
-        def pieces() -> Iterator[trainer_pb2.CheckDatasetRequest]:
-            yield trainer_pb2.CheckDatasetRequest(header=header)
-            while chunk := file.read(CHUNK):
-                yield trainer_pb2.CheckDatasetRequest(chunk=chunk)
-                progress(len(chunk))
-
-        with path.open("rb") as file:
-            return upload(self._trainer.CheckDataset, pieces(), user=self._user)
+        requests = chain(
+            [trainer_pb2.CheckDatasetRequest(header=header)],
+            (trainer_pb2.CheckDatasetRequest(chunk=chunk) for chunk in chunks(path, progress)),
+        )
+        return upload(self._trainer.CheckDataset, requests, user=self._user)
 
     def datasets(self, org: str) -> Iterator[registry_pb2.Dataset]:
         request = registry_pb2.ListDatasetsRequest(parent=f"orgs/{org}")
@@ -144,6 +83,7 @@ class Client:
         model: str,
         dataset_sha256: str,
         *,
+        dataset: str = "",
         bases: Sequence[str] = (),
         options: Mapping[str, str] | None = None,
         profile: str = "",
@@ -152,11 +92,17 @@ class Client:
         major: bool = False,
         request_id: str = "",
     ) -> trainer_pb2.TrainingRun:
-        """Record a training run; a worker takes it. `options` in text, JSON where it is JSON."""
+        """Record a training run; a worker takes it. `options` in text, JSON where it is JSON.
+
+        `dataset` is the name to record among those under which the model's organisation registered these bytes; the
+        first of them without it.
+        """
+        name = model_name(model)
         request = trainer_pb2.StartTrainingRunRequest(
-            model=model_name(model).resource,
+            model=name.resource,
             bases=bases,
             dataset_sha256=dataset_sha256,
+            dataset=DatasetName(name.org, dataset).resource if dataset else "",
             options=options or {},
             profile=profile,
             parent_version=parent_version,
@@ -167,7 +113,7 @@ class Client:
         return self._call(self._trainer.StartTrainingRun, request, timeout=SLOW).run
 
     def run(self, run: str) -> trainer_pb2.TrainingRun:
-        request = trainer_pb2.GetTrainingRunRequest(name=_below("training-runs", run))
+        request = trainer_pb2.GetTrainingRunRequest(name=below("training-runs", run))
         return self._call(self._trainer.GetTrainingRun, request).run
 
     def runs(self) -> Iterator[trainer_pb2.TrainingRun]:
@@ -176,13 +122,13 @@ class Client:
 
     def watch_run(self, run: str) -> Iterator[trainer_pb2.TrainingRun]:
         """The run as it is now, then after every change, until it ends. Stopping to watch changes nothing."""
-        request = trainer_pb2.WatchTrainingRunRequest(name=_below("training-runs", run))
+        request = trainer_pb2.WatchTrainingRunRequest(name=below("training-runs", run))
         for response in self._stream(self._trainer.WatchTrainingRun, request):
             yield response.run
 
     def cancel_run(self, run: str, reason: str = "", *, request_id: str = "") -> trainer_pb2.TrainingRun:
         request = trainer_pb2.CancelTrainingRunRequest(
-            name=_below("training-runs", run), reason=reason, request_id=_id(request_id)
+            name=below("training-runs", run), reason=reason, request_id=_id(request_id)
         )
         return self._call(self._trainer.CancelTrainingRun, request).run
 
@@ -203,7 +149,7 @@ class Client:
         return self._pages(self._quantizer.ListQuantizations, request, "quantizations")
 
     def watch_quantization(self, name: str) -> Iterator[quantizer_pb2.Quantization]:
-        request = quantizer_pb2.WatchQuantizationRequest(name=_below("quantizations", name))
+        request = quantizer_pb2.WatchQuantizationRequest(name=below("quantizations", name))
         for response in self._stream(self._quantizer.WatchQuantization, request):
             yield response.quantization
 
@@ -313,7 +259,7 @@ class Client:
         return self._call(self._certification.IssueCertificate, request, timeout=SLOW).certificate
 
     def certificate(self, name: str) -> certification_pb2.Certificate:
-        request = certification_pb2.GetCertificateRequest(name=_below("certificates", name))
+        request = certification_pb2.GetCertificateRequest(name=below("certificates", name))
         return self._call(self._certification.GetCertificate, request).certificate
 
     def certificates(self, model: str = "") -> Iterator[certification_pb2.Certificate]:
@@ -326,7 +272,7 @@ class Client:
         self, certificate: str, reason: str, *, request_id: str = ""
     ) -> certification_pb2.Certificate:
         request = certification_pb2.RevokeCertificateRequest(
-            name=_below("certificates", certificate), reason=reason, request_id=_id(request_id)
+            name=below("certificates", certificate), reason=reason, request_id=_id(request_id)
         )
         return self._call(self._certification.RevokeCertificate, request).certificate
 
@@ -335,7 +281,7 @@ class Client:
     ) -> Iterator[certification_pb2.DownloadBundleResponse]:
         """The bundle, file after file in pieces; bundle_download.save writes them to disk."""
         request = certification_pb2.DownloadBundleRequest(
-            name=_below("certificates", certificate), include_artifacts=include_artifacts
+            name=below("certificates", certificate), include_artifacts=include_artifacts
         )
         return self._stream(self._certification.DownloadBundle, request)
 
@@ -374,46 +320,6 @@ class Client:
     def inclusion_proof(self, index: int) -> ledger_pb2.GetInclusionProofResponse:
         """Against the newest checkpoint, which comes with it."""
         return self._call(self._ledger.GetInclusionProof, ledger_pb2.GetInclusionProofRequest(index=index))
-
-    # How calls are made
-
-    def _call(
-        self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, timeout: float = DEADLINE
-    ) -> Response:
-        return call(method, request, timeout=timeout, user=self._user)
-
-    def _stream(self, method: grpc.UnaryStreamMultiCallable[Request, Response], request: Request) -> Iterator[Response]:
-        cancel, responses = stream(method, request, user=self._user)
-        try:
-            yield from responses
-        finally:
-            cancel()
-
-    def _pages(self, method: Any, request: Any, field: str) -> Iterator[Any]:
-        request.page_size = request.page_size or PAGE
-        while True:
-            response = self._call(method, request)
-            yield from getattr(response, field)
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
-
-
-def model_name(text: str) -> ModelName:
-    """`org/model`, or its resource name. Raises InvalidName."""
-    return parse_model(text, "model") if text.startswith("orgs/") else parse_served(text, "model")
-
-
-def version_resource(model: str, version: str) -> str:
-    return f"{model_name(model).resource}/versions/{version}"
-
-
-def _below(collection: str, name: str) -> str:
-    """`run-…` or `training-runs/run-…` as the resource name."""
-    collected, _, identifier = name.rpartition("/")
-    if collected not in ("", collection) or not identifier:
-        raise InvalidName(f"{name!r} does not have the form {collection}/ID")
-    return f"{collection}/{identifier}"
 
 
 def _id(request_id: str) -> str:

@@ -18,6 +18,8 @@ import click
 from modelledger.cli.child import Child, environment
 from modelledger.cli.session import json_option
 
+_rounds = click.option("--rounds", default=5, show_default=True, type=click.IntRange(1, 100), help="The median counts.")
+
 
 @click.group()
 def bench() -> None:
@@ -42,31 +44,36 @@ def append(events: int, callers: int, rounds: int, as_json: bool) -> None:
 
 
 @bench.command()
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1, 100), help="The median counts.")
+@_rounds
 @json_option
-def startup(rounds: int, as_json: bool) -> None:
-    """Seconds that `--help` takes, and `up` until it is ready; the floor is `python -c pass`."""
-    python = sys.executable
-    floor = _median(rounds, lambda: _seconds([python, "-c", "pass"]))
-    conditions: dict[str, Any] = {"rounds": rounds, "cpus": os.cpu_count(), "python": sys.version.split()[0]}
-    value = _median(rounds, lambda: _seconds([python, "-m", "modelledger.cli", "--help"]))
-    _report(_result("startup.help", value, floor, "s", conditions), as_json)
+def help(rounds: int, as_json: bool) -> None:
+    """Seconds that `modelledger --help` takes; the floor is `python -c pass`."""
+    value = _median(rounds, lambda: _seconds([sys.executable, "-m", "modelledger.cli", "--help"]))
+    _report(_start("help", value, rounds), as_json)
+
+
+@bench.command()
+@_rounds
+@json_option
+def up(rounds: int, as_json: bool) -> None:
+    """Seconds until `modelledger up` is ready; the floor is `python -c pass`."""
     with tempfile.TemporaryDirectory(prefix="modelledger-bench-") as folder:
         data = Path(folder, "data")
         first = _up_seconds(data, Path(folder, "first.log"))
         value = _median(rounds, lambda: _up_seconds(data, Path(folder, "up.log")))
-    conditions = {**conditions, "first_run_seconds": round(first, 3)}
-    _report(_result("startup.up", value, floor, "s", conditions), as_json)
+    _report(_start("up", value, rounds, first_run_seconds=round(first, 3)), as_json)
 
 
-def _result(name: str, value: float, floor: float, unit: str, conditions: dict[str, Any]) -> dict[str, Any]:
+def _start(name: str, value: float, rounds: int, **conditions: Any) -> dict[str, Any]:
+    """The result of measuring how long a process takes to start, in seconds."""
+    floor = _median(rounds, lambda: _seconds([sys.executable, "-c", "pass"]))
     return {
         "name": name,
         "value": round(value, 4),
         "floor": round(floor, 4),
         "ratio": round(value / floor, 3),
-        "unit": unit,
-        "conditions": conditions,
+        "unit": "s",
+        "conditions": {"rounds": rounds, "cpus": os.cpu_count(), "python": sys.version.split()[0], **conditions},
     }
 
 

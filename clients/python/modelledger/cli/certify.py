@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from modelledger.bundle_download import save
+from modelledger.bundle_download import prepare, save
 from modelledger.cli.session import (
     Session,
     flag,
@@ -61,6 +61,8 @@ def certify(
             raise click.UsageError("--revoke needs --certificate and --reason")
         issued = client.revoke_certificate(certificate, reason)
         return print_json(plain(issued)) if as_json else click.echo(f"{issued.name} is revoked")
+    if out:
+        prepare(out)  # a certificate is for ever, so what can go wrong goes wrong before it
     if certificate:
         issued = client.certificate(certificate)
     else:

@@ -19,6 +19,7 @@ from modelledger.cli.session import (
     short,
     size_text,
 )
+from modelledger.trainer.v1 import trainer_pb2
 
 SHOWN_PROBLEMS = 20
 
@@ -61,7 +62,7 @@ def check(
         print_facts(
             [
                 ("examples", f"{response.examples} valid, {response.problem_count} lines with a problem"),
-                ("readiness", response.band.replace("_", " ")),
+                ("readiness", _readiness(response)),
                 ("form", response.form),
                 ("size", size_text(response.size)),
                 ("sha256", response.sha256),
@@ -75,6 +76,14 @@ def check(
             click.echo(f"… and {response.problem_count - SHOWN_PROBLEMS} more lines; --json lists them", err=True)
     if response.band == "not_ready" and not registered:
         raise SystemExit(1)
+
+
+def _readiness(response: trainer_pb2.CheckDatasetResponse) -> str:
+    band = response.band.replace("_", " ")
+    if response.examples >= response.minimum_examples:
+        return band
+    needed = f"{response.examples} valid examples of {response.minimum_examples} needed"
+    return f"{band}: {needed}; --accept-below-minimum registers it all the same"
 
 
 @dataset.command("list")

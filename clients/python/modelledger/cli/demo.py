@@ -33,15 +33,17 @@ from modelledger.demo import settings
 
 MODEL = f"{settings.ORGANISATION}/assistant"
 BASE = f"base/{settings.BASE_NAME}"
+CERTIFICATE, TRUST = "certificate", "log.vkey"  # in the demo's folder
 ANSWER_SECONDS = 60.0
+INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 
 
 @click.command()
 @click.option(
     "--dir", "folder", type=click.Path(file_okay=False, path_type=Path), help="Work here.  [default: a temporary one]"
 )
-@click.option("--keep", is_flag=True, help="Leave the folder there, to look around with `modelledger up`.")
-def demo(folder: Path | None, keep: bool) -> None:
+@click.option("--discard", is_flag=True, help="Remove everything it made when it went well.")
+def demo(folder: Path | None, discard: bool) -> None:
     """Take a small model through its whole life, here, in about a minute."""
     if folder and folder.exists() and any(folder.iterdir()):
         raise click.UsageError(f"{folder} is not empty; choose another --dir")
@@ -50,16 +52,23 @@ def demo(folder: Path | None, keep: bool) -> None:
     started = time.perf_counter()
     try:
         Demo(work).play()
+    except KeyboardInterrupt:
+        click.echo("interrupted; the services are stopped", err=True)
+        click.echo(f"what it made so far is in {work}; to remove it: rm -r {shlex.quote(str(work))}", err=True)
+        raise SystemExit(130) from None
     except (ModelLedgerError, OSError, subprocess.SubprocessError) as error:
         click.echo(f"error: the demo failed: {getattr(error, 'message', error)}", err=True)
         click.echo(f"everything it made is in {work}; the services' log: {work / 'services.log'}", err=True)
         raise SystemExit(1) from None
     click.secho(f"\nthe whole life in {time.perf_counter() - started:.1f} s", bold=True)
-    if keep or folder:
-        bases = shlex.quote(str(work / "bases"))
-        click.echo(f"look around: modelledger up --data {shlex.quote(str(work / 'data'))} --base-root {bases}")
-    else:
+    if discard:
         shutil.rmtree(work)
+        return
+    data, bases, whole = (shlex.quote(str(path)) for path in (work / "data", work / "bases", work))
+    click.echo(f"the certificate:  {work / CERTIFICATE}")
+    click.echo(f"the log's key:    {work / TRUST}")
+    click.echo(f"look around:      modelledger up --data {data} --base-root {bases}")
+    click.echo(f"remove it all:    rm -r {whole}")
 
 
 class Demo:
@@ -67,8 +76,8 @@ class Demo:
 
     def __init__(self, work: Path) -> None:
         self._work = work
-        self._bundle = work / "certificate"
-        self._trust = work / "log.vkey"
+        self._bundle = work / CERTIFICATE
+        self._trust = work / TRUST
         self._server = ""
         self._openai = ""
 
@@ -150,7 +159,7 @@ class Demo:
         return str(answer["choices"][0]["message"]["content"]).strip()
 
     def _verify(self, bundle: Path, *, expected: int = 0) -> str:
-        return self._modelledger("verify", str(bundle), "--trust", str(self._trust), "--quiet", expected=expected)
+        return self._modelledger("verify", str(bundle), "--trust", str(self._trust), expected=expected)
 
     def _tamper(self) -> None:
         copy = self._work / "tampered"
@@ -169,6 +178,8 @@ class Demo:
         printed = _Tee(None if quiet else sys.stdout)
         with redirect_stdout(printed):
             code = run([*(["--server", self._server] if self._server else []), *arguments])
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
         if code != expected:
             raise NotReady(f"modelledger {shlex.join(arguments)} ended with exit {code}, not {expected}")
         return printed.getvalue()

@@ -11,8 +11,9 @@ import click
 
 from ledger.errors import NotFound
 from modelledger.cli.session import Session, console, json_option, pass_session, plain, print_json, short
-from modelledger.client import Client, version_resource
+from modelledger.client import Client
 from modelledger.ledger.v1 import registry_pb2
+from modelledger.names import version_resource
 
 if TYPE_CHECKING:
     from rich.tree import Tree

@@ -155,9 +155,11 @@ def verify(session: Session, trusted: tuple[str, ...], as_json: bool) -> None:
         "actors": summary.actors,
     }
     if as_json:
-        return print_json(facts)
+        return print_json({**facts, "trusted": bool(trusted)})
     print_facts([(name, ", ".join(value) if isinstance(value, list) else str(value)) for name, value in facts.items()])
-    return click.echo("VALID")
+    if trusted:
+        return click.echo("VALID")
+    return click.echo("VALID for the key this ledger handed out; pass --trust to check against a key you hold")
 
 
 # What an auditor looks for has a name of its own: `modelledger audit`.

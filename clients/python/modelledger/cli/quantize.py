@@ -19,8 +19,9 @@ from modelledger.cli.session import (
     short,
     size_text,
 )
-from modelledger.client import Client, version_resource
+from modelledger.client import Client
 from modelledger.ledger.v1 import events_pb2
+from modelledger.names import version_resource
 from modelledger.quantizer.v1 import quantizer_pb2
 
 SHOWN = 20

@@ -10,7 +10,7 @@ import click
 from modelledger.cli.progress import follow_run, interrupted, upload_bar
 from modelledger.cli.runs import show_run
 from modelledger.cli.session import Session, json_option, pass_session, plain, print_json
-from modelledger.client import model_name
+from modelledger.names import model_name
 from modelledger.trainer.v1 import trainer_pb2
 
 if TYPE_CHECKING:
@@ -83,11 +83,12 @@ def train(
     """
     client = session.client
     options = _options(settings, flags)
+    dataset = name or file.stem
     with upload_bar(file) as progress:
         data = client.check_dataset(
             file,
             org=model_name(model).org,
-            name=name or file.stem,
+            name=dataset,
             register=True,
             accept_below_minimum=accept_below_minimum,
             progress=progress,
@@ -95,6 +96,7 @@ def train(
     run = client.train(
         model,
         data.sha256,
+        dataset=dataset,
         bases=bases,
         options=options,
         profile=profile,

@@ -24,9 +24,9 @@ from modelledger.cli.session import json_option, print_facts, print_json
     metavar="PATH",
     help="Also check this file or folder on this machine against the bundle; repeatable.",
 )
-@click.option("--quiet", is_flag=True, help="Print what is wrong only.")
+@click.option("--verbose", is_flag=True, help="Print every check, not only those that failed.")
 @json_option
-def verify(bundle: Path, trusted: tuple[str, ...], artifacts: tuple[Path, ...], quiet: bool, as_json: bool) -> None:
+def verify(bundle: Path, trusted: tuple[str, ...], artifacts: tuple[Path, ...], verbose: bool, as_json: bool) -> None:
     """Audit a certificate's bundle, offline.
 
     Exit 0 when everything in it is proven by a log you trust, else 1 with everything that is wrong.
@@ -38,11 +38,11 @@ def verify(bundle: Path, trusted: tuple[str, ...], artifacts: tuple[Path, ...], 
             {"ok": report.ok, "checks": list(map(dataclasses.asdict, report.checks)), "certified": report.certified}
         )
     else:
-        for check in report.failures if quiet else report.checks:
+        for check in report.checks if verbose else report.failures:
             click.echo(_line(check))
         if report.ok:
             print_facts(_facts(report.certified))
-            click.echo("VALID")
+            click.echo(f"VALID: {len(report.checks)} checks")
         else:
             click.echo(f"NOT VALID: {len(report.failures)} of {len(report.checks)} checks failed")
     if not report.ok:

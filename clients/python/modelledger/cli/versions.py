@@ -20,6 +20,7 @@ from modelledger.cli.session import (
 )
 from modelledger.ledger.v1 import registry_pb2
 
+ADAPTER = "LORA"  # the type of a GGUF file that holds only an adapter and answers nothing on its own
 _MODEL = click.argument("model", metavar="ORG/MODEL")
 
 
@@ -62,7 +63,7 @@ def list_versions(session: Session, model: str, as_json: bool) -> None:
         [
             (
                 version.version,
-                "ACTIVE" if version.active else flag(version.revoked, "revoked"),
+                _state("ACTIVE" if version.active else "", version.revoked),
                 ", ".join(adapter.base for adapter in version.record.adapters),
                 version.record.run,
                 ", ".join(sorted({file.file.type for file in version.files})),
@@ -112,9 +113,17 @@ def latest(session: Session, model: str, as_json: bool) -> None:
 @pass_session
 def set_active(session: Session, model: str, version: str, reason: str, as_json: bool) -> None:
     """Make a version the active one: what the name serves from now on."""
-    if version == "latest":
-        version = session.client.version(model, version).version
-    _show_activation(session.client.activate(model, version, reason), as_json)
+    found = session.client.version(model, version)
+    activation = session.client.activate(model, found.version, reason)
+    if found.active and not as_json:
+        click.echo(f"{model} {found.version} is already active since event {activation.event_index}")
+    else:
+        _show_activation(activation, as_json)
+    if not any(file.file.type != ADAPTER and not file.revoked for file in found.files):
+        click.echo(
+            f"warning: asking {model} fails until it has a GGUF file: modelledger quantize {model} {found.version}",
+            err=True,
+        )
 
 
 @versions.command()
@@ -135,7 +144,14 @@ def rollback(session: Session, model: str, reason: str, as_json: bool) -> None:
 @pass_session
 def revoke(session: Session, model: str, version: str, reason: str, as_json: bool) -> None:
     """Forbid a version: nothing made of it is served or certified any more. There is no way back."""
-    _show(session.client.revoke(model, version, reason), as_json)
+    revoked = session.client.revoke(model, version, reason)
+    _show(revoked, as_json)
+    if revoked.active:
+        click.echo(
+            f"{model} has no version to serve now; make another one active: modelledger versions rollback {model}, or "
+            f"modelledger versions set-active {model} VERSION",
+            err=True,
+        )
 
 
 @versions.command()
@@ -169,6 +185,11 @@ def history(session: Session, model: str, at_time: str, as_json: bool) -> None:
         raise SystemExit(1)
 
 
+def _state(state: str, revoked: bool) -> str:
+    """A version may be active and revoked at once: it is what the name stands for, and nothing is served."""
+    return ", ".join(word for word in (state, flag(revoked, "revoked")) if word)
+
+
 def _plain_name(resource: str) -> str:
     """orgs/acme/models/support -> acme/support"""
     parts = resource.split("/")
@@ -198,7 +219,7 @@ def _show(version: registry_pb2.Version, as_json: bool) -> None:
     print_facts(
         [
             ("version", f"{record.org}/{record.model} {version.version}"),
-            ("state", "active" if version.active else flag(version.revoked, "revoked") or "not active"),
+            ("state", _state("ACTIVE" if version.active else "", version.revoked) or "not active"),
             ("made", f"{version.create_time}, event {version.event_index}"),
             ("run", record.run),
             ("continues", record.parent_version),

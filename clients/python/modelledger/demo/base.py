@@ -62,8 +62,9 @@ def make_base(folder: Path, steps: int = STEPS, seed: int = 0, threads: int = TH
         raise FileExistsError(f"{folder} is already there; choose another folder or remove it")
     os.environ.update(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     import torch
-    from modelledger.demo import corpus
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    from modelledger.demo import corpus
 
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
@@ -146,6 +147,7 @@ def _tokens(tokenizer: Any, texts: list[str]) -> torch.Tensor:
 def _train(model: Any, stream: torch.Tensor, steps: int, seed: int) -> None:
     """Muon on the hidden matrices, AdamW on the rest; linear warm-up, then linear decay over the second half."""
     import torch
+
     from modelledger.demo.muon import Muon
 
     named = list(model.named_parameters())

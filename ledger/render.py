@@ -250,7 +250,7 @@ def _data_facts(sha256: str, record: Any) -> Facts:
 def _trained_facts(trained: Any) -> Facts:
     facts: Facts = [("epochs", str(trained.epochs)), ("examples trained on", str(trained.train_examples))]
     facts += [("examples held out", str(trained.validation_examples or ""))]
-    facts += [("lines skipped", str(len(trained.skipped) or ""))]
+    facts += [("lines skipped", str(trained.skipped_lines or ""))]
     facts += [(label, _number(value)) for label, value in _losses(trained)]
     facts += [("parameters trained", str(trained.trainable_parameters or ""))]
     facts += [("seconds", _number(trained.seconds)), ("adapter", f"sha256:{trained.adapter.sha256}")]

@@ -12,6 +12,7 @@ BASE_ORG = "base"  # `base/{key}` is served like `{org}/{model}`: a base model a
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"  # what a stream's name may hold, see statement.py
 _ORG = re.compile(rf"orgs/(?P<org>{_PART})")
 _MODEL = re.compile(rf"orgs/(?P<org>{_PART})/models/(?P<model>{_PART})")
+_DATASET = re.compile(rf"orgs/(?P<org>{_PART})/datasets/(?P<dataset>{_PART})")
 _VERSION = re.compile(rf"orgs/(?P<org>{_PART})/models/(?P<model>{_PART})/versions/(?P<version>.+)")
 _SERVED = re.compile(rf"(?P<org>{_PART})/(?P<model>{_PART})")
 _NUMBER = re.compile(r"v(0|[1-9]\d{0,9})\.(0|[1-9]\d{0,9})", re.ASCII)
@@ -35,6 +36,24 @@ class ModelName(NamedTuple):
         return f"{self.org}/{self.model}"
 
 
+class DatasetName(NamedTuple):
+    """A dataset of an organisation."""
+
+    org: str
+    dataset: str
+
+    @property
+    def stream(self) -> str:
+        return f"datasets/{self.org}/{self.dataset}"
+
+    @property
+    def resource(self) -> str:
+        return f"orgs/{self.org}/datasets/{self.dataset}"
+
+    def __str__(self) -> str:
+        return f"{self.org}/{self.dataset}"
+
+
 class Number(NamedTuple):
     """A version's number. A pair of integers, so that v1.10 follows v1.9."""
 
@@ -54,6 +73,12 @@ def parse_model(name: str, field: str) -> ModelName:
     """`orgs/{org}/models/{model}`."""
     found = _match(_MODEL, name, field, "orgs/{org}/models/{model}")
     return ModelName(found["org"], found["model"])
+
+
+def parse_dataset(name: str, field: str) -> DatasetName:
+    """`orgs/{org}/datasets/{dataset}`."""
+    found = _match(_DATASET, name, field, "orgs/{org}/datasets/{dataset}")
+    return DatasetName(found["org"], found["dataset"])
 
 
 def parse_version(name: str, field: str) -> tuple[ModelName, Number]:

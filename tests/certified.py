@@ -75,7 +75,7 @@ class Certified(Story):
     def _training(self) -> list[Artifact]:
         stream, materials = "training-runs/run-1", [*self._bases, self._data]
         request = Artifact("requests/run-1", self.artifacts.put_bytes(b'{"run":"run-1"}').sha256)
-        asked = events.TrainingRequested(run="run-1", org="acme", model="assistant", bases=BASES, dataset="faq-sv")
+        asked = events.TrainingRequested(run="run-1", org="acme", model="assistant", bases=BASES, dataset="acme/faq-sv")
         self.append("trainer", stream, asked, [request], materials)
         self.append("trainer", stream, events.TrainingStarted(run="run-1", worker="w", attempt=1), [request])
         epochs = () if "EpochCompleted" in self.skip else (1, 2)
@@ -134,7 +134,7 @@ class Certified(Story):
         stream, materials = "training-runs/run-2", [base, self._data, parent]
         request = Artifact("requests/run-2", self.artifacts.put_bytes(b'{"run":"run-2"}').sha256)
         asked = events.TrainingRequested(
-            run="run-2", org="acme", model="assistant", bases=["tiny"], dataset="faq-sv", parent_version="v1.0"
+            run="run-2", org="acme", model="assistant", bases=["tiny"], dataset="acme/faq-sv", parent_version="v1.0"
         )
         self.append("trainer", stream, asked, [request], materials)
         self.append("trainer", stream, events.TrainingStarted(run="run-2", worker="w", attempt=1), [request])

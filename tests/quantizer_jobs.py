@@ -14,6 +14,9 @@ import peft
 import torch
 import transformers
 
+from ledger import manifest
+from ledger.kit.artifacts import scan_directory
+
 ROOT = Path(__file__).parents[1]
 NAME = "acme/assistant v1.0"
 STEM = "acme-assistant-v1.0"
@@ -57,7 +60,7 @@ def job(
         "id": "q1",
         "workdir": str(workdir),
         "name": NAME,
-        "base": {"key": "tiny", "path": str(base)},
+        "base": {"key": "tiny", "path": str(base), "sha256": digest(base)},
         "adapters": [str(path) for path in adapters or []],
         "types": types,
         "threads": 1,
@@ -66,6 +69,10 @@ def job(
     path = workdir.with_suffix(".json")
     path.write_text(json.dumps(spec))
     return path
+
+
+def digest(folder: Path) -> str:
+    return manifest.digest(scan_directory(folder)) if folder.is_dir() else "0" * 64
 
 
 def command(spec: Path) -> list[str]:

@@ -19,6 +19,8 @@ COMPLETED = trainer_pb2.RUN_STATE_COMPLETED
 FAILED = trainer_pb2.RUN_STATE_FAILED
 CANCELLED = trainer_pb2.RUN_STATE_CANCELLED
 
+MAX_REASON = 2_000  # characters
+
 
 class TrainingRun(LedgerAggregate):
     """One run: training-runs/{run}. Ends completed, failed or cancelled, and never changes after that."""
@@ -33,6 +35,7 @@ class TrainingRun(LedgerAggregate):
         self.outcome: events_pb2.TrainingCompleted | None = None
         self.worker = ""
         self.attempts = 0
+        self.fruitless = 0  # attempts since the last epoch
         self.reason = ""
         self.create_time = self.start_time = ""
         self.requested_event = ""
@@ -77,7 +80,10 @@ class TrainingRun(LedgerAggregate):
         self.trigger(outcome, adapters, used, causation=self.requested_event)
 
     def failed(self, reason: str, bases: Sequence[events_pb2.FailedBase] = ()) -> None:
-        self.trigger(events_pb2.TrainingFailed(run=self.request.run, reason=reason, failed=bases), [self.document])
+        for base in bases:  # an event has a limit; the process's own log has all of it
+            base.reason = base.reason[: MAX_REASON // len(bases)]
+        event = events_pb2.TrainingFailed(run=self.request.run, reason=reason[:MAX_REASON], failed=bases)
+        self.trigger(event, [self.document])
 
     def cancel(self, caller: events_pb2.Caller, reason: str, event_id: str) -> None:
         if self.over:
@@ -94,11 +100,13 @@ class TrainingRun(LedgerAggregate):
     def on_TrainingStarted(self, event: Recorded) -> None:
         data = cast(events_pb2.TrainingStarted, event.data)
         self.state, self.worker, self.attempts = RUNNING, data.worker, data.attempt
+        self.fruitless += 1
         self.start_time = self.start_time or event.time
 
     def on_EpochCompleted(self, event: Recorded) -> None:
         data = cast(events_pb2.EpochCompleted, event.data)
         self.epochs.append(data)
+        self.fruitless = 0
 
     def on_TrainingCompleted(self, event: Recorded) -> None:
         data = cast(events_pb2.TrainingCompleted, event.data)
@@ -119,6 +127,12 @@ class ModelLine(LedgerAggregate):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.versions: dict[Number, events_pb2.VersionCreated] = {}
+        self._created: dict[str, int] = {}  # run -> where in the stream its version was made
+        self._activated = 0  # where in the stream the newest activation stands
+
+    def activated_since(self, run: str) -> bool:
+        """Whether any version was made active after this run made its own."""
+        return self._activated > self._created[run]
 
     def next_number(self, *, major: bool) -> Number:
         """v1.0 first, then v1.1 … v1.9, v1.10; a major bump only on request."""
@@ -170,6 +184,10 @@ class ModelLine(LedgerAggregate):
     def on_VersionCreated(self, event: Recorded) -> None:
         data = cast(events_pb2.VersionCreated, event.data)
         self.versions[Number(data.major, data.minor)] = data
+        self._created[data.run] = event.originator_version
+
+    def on_VersionActivated(self, event: Recorded) -> None:
+        self._activated = event.originator_version
 
 
 class Registered(LedgerAggregate):

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from eventsourcing.persistence import IntegrityError
-from modelledger.ledger.v1 import events_pb2, registry_pb2, registry_pb2_grpc
+from modelledger.ledger.v1 import events_pb2, ledger_pb2, registry_pb2_grpc
 
 from ledger import manifest, strict_json
 from ledger.errors import InvalidInput, InvalidName, NotFound, NotReady, Refused
 from ledger.kit import catalog
-from ledger.kit.application import LedgerApplication, event_id
+from ledger.kit.aggregate import Recorded
+from ledger.kit.application import Command, LedgerApplication
 from ledger.kit.artifacts import ArtifactStore, scan_directory
-from ledger.kit.client import call
-from ledger.resource_names import BASE_ORG, ModelName, parse_model, parse_number
+from ledger.resource_names import BASE_ORG, DatasetName, ModelName, parse_dataset, parse_model, parse_number
 from ledger.statement import Artifact
 from trainer import dataset, options
 from trainer.aggregate import ModelLine, Registered, TrainingRun, model_stream, run_stream
@@ -35,7 +35,7 @@ class Training(LedgerApplication):
     """Commands of the trainer, recorded by the actor "trainer"."""
 
     def __init__(self, config: TrainerConfig) -> None:
-        super().__init__("trainer", str(config.data / "keys" / "trainer.key"), config.ledger, config.ledger_ca)
+        super().__init__("trainer", str(config.data / "keys" / "trainer.key"), config)
         self.config = config
         self.artifacts = ArtifactStore(config.data / "artifacts")
         self.registry = registry_pb2_grpc.RegistryServiceStub(self.channel)
@@ -43,12 +43,15 @@ class Training(LedgerApplication):
     def catalogue(self) -> catalog.Catalogue:
         return catalog.discover(self.config.bases)
 
-    def register_base(self, base: catalog.BaseModel, request_id: str = "") -> int:
+    def register_base(self, base: catalog.BaseModel, caller: events_pb2.Caller, request_id: str = "") -> int:
         """Index of the event that introduced these very bytes under this key."""
         stream = f"base-models/{base.key}"
+        command = Command("RegisterBase", caller, request_id)
 
         def attempt() -> int:
             known = self.load(Registered, stream)
+            if self.done(command, lambda earlier: _introduces(earlier, stream, base.sha256)):
+                return self._index(command.event_id)
             if base.sha256 in known.event_ids:
                 return self._index(known.event_ids[base.sha256])
             stored = self.artifacts.put_bytes(manifest.encode(scan_directory(base.path)))
@@ -63,7 +66,7 @@ class Training(LedgerApplication):
                 size=base.size,
                 files=base.files,
             )
-            known.register(record, base.sha256, event_id("RegisterBase", request_id))
+            known.register(record, base.sha256, command.event_id)
             return self.record(known)[0]
 
         return self.retried(attempt)
@@ -80,23 +83,25 @@ class Training(LedgerApplication):
         request_id: str = "",
     ) -> int:
         """Index of the event that introduced these bytes under this name. Raises NotReady below the minimum."""
+        asked = parse_dataset(DatasetName(org, name).resource, "dataset")
         below = report.band == "not_ready"
         if below and not accept_below_minimum:
             raise NotReady(
-                f"{len(report.examples)} valid examples; a training needs at least {dataset.MINIMUM}. Add examples, "
-                "or accept fewer explicitly (recorded with the dataset)"
+                f"dataset {asked} has {len(report.examples)} valid examples of {dataset.MINIMUM} needed; add some, "
+                "or accept fewer with --accept-below-minimum (this is recorded)"
             )
-        model = ModelName(org, name)  # the same two parts, the same limits
-        parse_model(model.resource, "dataset")
-        stream = f"datasets/{org}/{name}"
+
+        command = Command("CheckDataset", caller, request_id)
 
         def attempt() -> int:
-            known = self.load(Registered, stream)
+            known = self.load(Registered, asked.stream)
+            if self.done(command, lambda earlier: _introduces(earlier, asked.stream, report.sha256)):
+                return self._index(command.event_id)
             if report.sha256 in known.event_ids:
                 return self._index(known.event_ids[report.sha256])
             stored = self.artifacts.put_file(path)
             if stored.sha256 != report.sha256:
-                raise Refused(f"{path} changed while it was being registered; try again")
+                raise Refused(f"dataset {asked} changed while it was being registered; try again")
             record = events_pb2.DatasetRegistered(
                 org=org,
                 name=name,
@@ -108,7 +113,7 @@ class Training(LedgerApplication):
                 size=report.size,
                 caller=caller,
             )
-            known.register(record, report.sha256, event_id("CheckDataset", request_id))
+            known.register(record, report.sha256, command.event_id)
             return self.record(known)[0]
 
         return self.retried(attempt)
@@ -121,47 +126,67 @@ class Training(LedgerApplication):
         overrides: Mapping[str, str],
         caller: events_pb2.Caller,
         *,
+        dataset_name: str = "",
         profile: str = "",
         parent_version: str = "",
         activate: bool = False,
         major: bool = False,
         request_id: str = "",
     ) -> TrainingRun:
-        """Record a run for the worker to take; the same request_id gets the same run again."""
-        command = event_id("StartTrainingRun", request_id)
-        if request_id and (earlier := self.find(command)):
-            return self.load(TrainingRun, earlier[1].originator_id)
+        """Record a run for the worker to take; the same caller's same request_id gets the same run again."""
+        command = Command("StartTrainingRun", caller, request_id)
         name = parse_model(model, "model")
         if name.org == BASE_ORG:
             raise InvalidName(f"model: organisation {BASE_ORG!r} stands for base models as they are; choose another")
-        effective = options.effective(profile or self.config.profile, _parse_options(overrides))
+        parsed = _parse_options(overrides)
+        effective = options.effective(profile or self.config.profile, parsed)
+        all_options = {key: json.dumps(value) for key, value in effective.to_mapping().items()}
+
+        def same(earlier: Recorded) -> bool:
+            was = earlier.data
+            return (
+                isinstance(was, events_pb2.TrainingRequested)
+                and (was.org, was.model, was.parent_version) == (name.org, name.model, parent_version)
+                and (was.activate, was.major) == (activate, major)
+                and any(material.sha256 == dataset_sha256 for material in earlier.materials)
+                and (not dataset_name or dataset_name == DatasetName(*was.dataset.split("/")).resource)
+                and all(was.options.get(key) == all_options[key] for key in parsed)
+                and (not bases or catalog.mean(bases, was.bases))
+            )
+
+        if earlier := self.done(command, same):
+            return self.load(TrainingRun, earlier.originator_id)
         chosen = catalog.select(bases, self.catalogue(), self.config.base_models)
-        data = self._dataset(dataset_sha256, name.org)
+        data = self._dataset(dataset_sha256, name.org, dataset_name)
         parents = self._parent_adapters(name, parent_version, [base.key for base in chosen])
         for base in chosen:
-            self.register_base(base)
+            self.register_base(base, caller)
         materials = [*(Artifact(f"base-models/{base.key}", base.sha256) for base in chosen), data, *parents]
         request = events_pb2.TrainingRequested(
             org=name.org,
             model=name.model,
             bases=[base.key for base in chosen],
             dataset=data.name.removeprefix("datasets/"),
-            options={key: json.dumps(value) for key, value in effective.to_mapping().items()},
+            options=all_options,
             parent_version=parent_version,
             activate=activate,
             major=major,
             caller=caller,
         )
-        return self._record_run(request, materials, command)
+        return self._record_run(request, materials, command, same)
 
     def cancel_run(self, run: str, reason: str, caller: events_pb2.Caller, request_id: str = "") -> TrainingRun:
-        command = event_id("CancelTrainingRun", request_id)
+        command = Command("CancelTrainingRun", caller, request_id)
+
+        def same(earlier: Recorded) -> bool:
+            was = earlier.data
+            return isinstance(was, events_pb2.TrainingCancelled) and (was.run, was.reason) == (run, reason)
 
         def attempt() -> TrainingRun:
             aggregate = self.run(run)
-            if request_id and self.find(command):
+            if self.done(command, same):
                 return aggregate
-            aggregate.cancel(caller, reason, command)
+            aggregate.cancel(caller, reason, command.event_id)
             self.record(aggregate)
             return aggregate
 
@@ -179,7 +204,11 @@ class Training(LedgerApplication):
         return str(number or "")
 
     def _record_run(
-        self, request: events_pb2.TrainingRequested, materials: Sequence[Artifact], command: str
+        self,
+        request: events_pb2.TrainingRequested,
+        materials: Sequence[Artifact],
+        command: Command,
+        same: Callable[[Recorded], bool],
     ) -> TrainingRun:
         """Run ids are the second they start in; -2, -3 … only when that second has a run already."""
         second = datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S")
@@ -195,24 +224,36 @@ class Training(LedgerApplication):
             )
             stored = self.artifacts.put_bytes(document)
             run = TrainingRun(run_stream(request.run))
-            run.trigger(request, [Artifact(f"requests/{request.run}", stored.sha256)], materials, event_id=command)
+            document_of_run = Artifact(f"requests/{request.run}", stored.sha256)
+            run.trigger(request, [document_of_run], materials, event_id=command.event_id)
             try:
                 self.record(run)
             except IntegrityError:
+                if earlier := self.done(command, same):  # another call of the same request was faster
+                    return self.load(TrainingRun, earlier.originator_id)
                 continue
             return run
         raise Refused(f"{MAX_RUNS_A_SECOND} runs were started in one second; try again")
 
-    def _dataset(self, sha256: str, org: str) -> Artifact:
+    def _dataset(self, sha256: str, org: str, name: str) -> Artifact:
+        """These bytes as the organisation registered them: under `name`, or under the first name it gave them."""
         self.artifacts.path_of(sha256)  # refuses what is no digest
-        lineage = call(self.registry.GetLineage, registry_pb2.GetLineageRequest(name=sha256))
-        node = lineage.nodes[0]
-        recorded = self.event_at(node.event_index)
-        if not isinstance(recorded.data, events_pb2.DatasetRegistered) or recorded.data.org != org:
-            raise NotFound(f"sha256:{sha256} is not a dataset of {org}; register it first: modelledger dataset check")
-        if recorded.data.band == "not_ready" and not recorded.data.below_minimum_accepted:
-            raise NotReady(f"{node.name} has {recorded.data.examples} examples; {dataset.MINIMUM} are the minimum")
-        return Artifact(node.name, sha256)
+        registrations = ledger_pb2.ListEventsRequest(kinds=["DatasetRegistered"])
+        if name:
+            asked = parse_dataset(name, "dataset")
+            if asked.org != org:
+                raise InvalidInput(f"dataset: {asked} is not of {org}, the model's organisation; register it there too")
+            registrations.stream, known_as = asked.stream, f"dataset {asked}"
+        else:
+            registrations.stream_prefix, known_as = f"datasets/{org}/", f"a dataset of {org}"
+        for registered in self.recorded(registrations):
+            for subject in registered.subjects:
+                if subject.sha256 == sha256:
+                    return subject
+        raise NotFound(
+            f"sha256:{sha256} is not registered as {known_as}; register it first: "
+            f"modelledger dataset check FILE --register --org {org}"
+        )
 
     def _parent_adapters(self, name: ModelName, parent_version: str, keys: Sequence[str]) -> list[Artifact]:
         if not parent_version:
@@ -231,6 +272,10 @@ class Training(LedgerApplication):
         if found is None:
             raise NotFound(f"event {identifier} is not in the log")
         return found[0]
+
+
+def _introduces(event: Recorded, stream: str, sha256: str) -> bool:
+    return event.originator_id == stream and any(subject.sha256 == sha256 for subject in event.subjects)
 
 
 def _parse_options(overrides: Mapping[str, str]) -> dict[str, Any]:

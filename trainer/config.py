@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ledger.kit.client import Calling
+from ledger.kit.config import FALLBACK
 from ledger.kit.serve import Listening
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerConfig(Listening):
+class TrainerConfig(Listening, Calling):
     """How the trainer process runs.
 
     data:        directory with keys/, artifacts/ and work/
     bases:       folders that hold base model folders
-    base_models: keys to train when a request names none (comma list in MODELLEDGER_TRAINER_BASE_MODELS)
+    base_models: keys to train when a request names none (comma list; else the variable BASE_MODELS)
     profile:     "laptop" or "workstation"
-    ledger:      address of the ledger
     listen:      gRPC address when it runs on its own
     """
 
     data: Path = Path("data")
     bases: tuple[Path, ...] = ()
-    base_models: str = ""
+    base_models: str = field(default="", metadata={FALLBACK: "BASE_MODELS"})
     profile: str = "laptop"
-    ledger: str = "127.0.0.1:50051"
-    ledger_ca: str = ""
     listen: str = "127.0.0.1:50052"

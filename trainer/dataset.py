@@ -71,13 +71,18 @@ class _Refused(Exception):
         self.reason = reason
 
 
-def check(path: Path, *, max_bytes: int = MAX_BYTES, max_line_bytes: int = MAX_LINE_BYTES) -> Report:
-    """Read and check a dataset file. Bad lines are reported; an unusable file raises InvalidDataset."""
+def check(
+    path: Path, *, name: str = "the dataset", max_bytes: int = MAX_BYTES, max_line_bytes: int = MAX_LINE_BYTES
+) -> Report:
+    """Read and check a dataset file. Bad lines are reported; an unusable file raises InvalidDataset.
+
+    `name` is what errors call it: the file may be a copy that its owner never saw.
+    """
     if not path.is_file():
-        raise NotFound(f"{path}: no such dataset file")
+        raise NotFound(f"the file of {name} is not there")
     size = path.stat().st_size
     if size > max_bytes:
-        raise InvalidDataset(f"{path}: {size} bytes, the limit is {max_bytes}; split the file")
+        raise InvalidDataset(f"{name} has {size} bytes, the limit is {max_bytes}; split it")
     examples: list[Example] = []
     problems: list[Problem] = []
     refused = 0
@@ -89,7 +94,7 @@ def check(path: Path, *, max_bytes: int = MAX_BYTES, max_line_bytes: int = MAX_L
         for number, data, length in _lines(file, hasher, max_line_bytes):
             size += length
             if size > max_bytes:
-                raise InvalidDataset(f"{path}: grew beyond the limit of {max_bytes} bytes while it was read")
+                raise InvalidDataset(f"{name} grew beyond the limit of {max_bytes} bytes while it was read")
             if data is not None and not data.strip():
                 continue
             try:
@@ -108,7 +113,7 @@ def check(path: Path, *, max_bytes: int = MAX_BYTES, max_line_bytes: int = MAX_L
                 forms.setdefault(form)
                 examples.append(Example(messages, number))
     if not examples and not refused:
-        raise InvalidDataset(f"{path}: empty; write one JSON object a line, {_FORMS_HELP}")
+        raise InvalidDataset(f"{name} is empty; write one JSON object a line, {_FORMS_HELP}")
     return Report(
         tuple(examples), tuple(problems), refused, tuple(forms), band(len(examples)), hasher.hexdigest(), size
     )
@@ -196,7 +201,7 @@ def _messages(value: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
             raise _Refused(where, 'must be an object with "role" and "content"')
         if message["role"] not in _ROLES:
-            raise _Refused(f"{where}.role", f"is {message['role']!r}, must be one of {', '.join(_ROLES)}")
+            raise _Refused(f"{where}.role", f"is {str(message['role'])[:40]!r}, must be one of {', '.join(_ROLES)}")
         result.append((message["role"], _text(message, "content", where + ".")))
     roles = [role for role, _ in result]
     dialogue = roles[1:] if roles[0] == "system" else roles

@@ -29,7 +29,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from ledger.errors import InvalidDataset, ModelLedgerError, Refused
+from ledger.errors import ArtifactMismatch, InvalidDataset, ModelLedgerError, Refused
 from ledger.kit.catalog import inspect_folder
 from trainer import adapter, encode
 from trainer.checkpoints import BaseFolder
@@ -39,15 +39,17 @@ from trainer.spec import BaseSpec
 
 Report = Callable[[dict[str, Any]], None]
 SECONDS_BETWEEN_STEPS = 0.25  # at most four step messages a second
+SKIPPED_NAMED, MAX_REASON = 100, 200  # of the lines that are skipped, in a message; characters
 
 
 @dataclass(frozen=True)
 class Data:
-    """The examples of a dataset, already split, and the lines the dataset check refused."""
+    """The examples of a dataset, already split; the first lines that its check refused, and how many it did."""
 
     training: Sequence[Example]
     held_out: Sequence[Example]
     refused: Sequence[encode.Skipped]
+    refused_lines: int
     sha256: str
 
 
@@ -78,17 +80,21 @@ def _train(
     inspected = inspect_folder(base.path)
     tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
     model = _load(base, options, folder)
+    if inspect_folder(base.path).sha256 != inspected.sha256:
+        raise ArtifactMismatch(f"{base.path} changed while it was loaded; start the run again when it is at rest")
     limit = min(options.max_length, getattr(model.config, "max_position_embeddings", options.max_length))
     how = {"max_length": limit, "completion_only": options.completion_only}
     training, too_long = encode.encode(data.training, tokenizer, **how)
     held_out, held_out_too_long = encode.encode(data.held_out, tokenizer, **how)
     skipped = sorted([*data.refused, *too_long, *held_out_too_long], key=lambda entry: entry.line)
+    skipped_lines = data.refused_lines + len(too_long) + len(held_out_too_long)
     if not training:
-        raise InvalidDataset(f"no example is left to train on: all {len(skipped)} lines were skipped")
+        raise InvalidDataset(f"no example is left to train on: all {skipped_lines} lines were skipped")
     counts = {
         "train_examples": len(training),
         "validation_examples": len(held_out),
-        "skipped": [asdict(entry) for entry in skipped],
+        "skipped": [{"line": entry.line, "reason": entry.reason[:MAX_REASON]} for entry in skipped[:SKIPPED_NAMED]],
+        "skipped_lines": skipped_lines,
     }
     report({"type": "dataset", "base": base.key, **counts})
 

@@ -3,7 +3,7 @@
 SPEC is described in spec.py. The messages, by type:
 
     base_started    base [resumed_from_epoch, earlier_epochs]   epochs before a kill are not reported again
-    dataset         base, train_examples, validation_examples, skipped: [{line, reason}]   before training
+    dataset         base, train_examples, validation_examples, skipped: the first [{line, reason}], skipped_lines
     step            base, step, steps, loss, epoch              at most four a second
     epoch           base, epoch, epochs, train_loss [validation_loss], learning_rate, seconds, examples_seen
     base_completed  base, adapter (a folder), its figures and environment
@@ -76,7 +76,7 @@ def _finetune(base: BaseSpec, data: dataset.Report, spec: Spec, report: Report) 
     refused = [Skipped(p.line, f"{p.field}: {p.reason}" if p.field else p.reason) for p in data.problems]
     finetune.finetune(
         base,
-        finetune.Data(training, held_out, refused, data.sha256),
+        finetune.Data(training, held_out, refused, data.refused_lines, data.sha256),
         spec.options,
         checkpoints.BaseFolder(spec.workdir, base.key),
         report,

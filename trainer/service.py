@@ -41,7 +41,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         catalogue = await in_thread(self._training.catalogue)
         bases = [_local_base(base) for _, base in sorted(catalogue.models.items())]
         bases += [
-            trainer_pb2.LocalBase(folder=str(unusable.folder), unusable_reason=unusable.reason)
+            trainer_pb2.LocalBase(key=unusable.key, folder=str(unusable.folder), unusable_reason=unusable.reason)
             for unusable in catalogue.unusable
         ]
         shown, token = page(bases, request.page_size, request.page_token)
@@ -50,9 +50,11 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def RegisterBase(
         self, request: trainer_pb2.RegisterBaseRequest, context: Context
     ) -> trainer_pb2.RegisterBaseResponse:
+        asked_by = caller()
+
         def register() -> tuple[catalog.BaseModel, int]:
             [base] = catalog.select([request.base], self._training.catalogue())
-            return base, self._training.register_base(base, request.request_id)
+            return base, self._training.register_base(base, asked_by, request.request_id)
 
         base, index = await in_thread(register)
         return trainer_pb2.RegisterBaseResponse(base=_local_base(base), event_index=index)
@@ -64,7 +66,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         with tempfile.NamedTemporaryFile(prefix="dataset-", suffix=".jsonl") as file:
             header = await _receive(requests, file)
             path = Path(file.name)
-            report = await in_thread(dataset.check, path)
+            named = f"dataset {header.dataset}" if header.dataset else "the dataset"
+            report = await in_thread(dataset.check, path, name=named)
             index = None
             if header.register:
                 index = await in_thread(
@@ -89,6 +92,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             ],
             problem_count=report.refused_lines,
             event_index=index,
+            minimum_examples=dataset.MINIMUM,
         )
 
     async def StartTrainingRun(
@@ -101,6 +105,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             request.dataset_sha256,
             request.options,
             caller(),
+            dataset_name=request.dataset,
             profile=request.profile,
             parent_version=request.parent_version,
             activate=request.activate,

@@ -33,13 +33,15 @@ class TrainerPart:
             )
         ]
         self.http: Sequence[tuple[Any, Address]] = ()
+        self._worker: Worker | None = None
 
     async def start(self) -> None:
         self._worker = Worker(self._job, self._training.recorder, self._config.data / "work" / "trainer")
         self._worker.start()
 
     async def stop(self) -> None:
-        await in_thread(self._worker.stop)
+        if self._worker:
+            await in_thread(self._worker.stop)
 
     async def close(self) -> None:
         self._training.close()

@@ -15,12 +15,15 @@ from modelledger.trainer.v1 import trainer_pb2
 from ledger.errors import ArtifactMismatch, ModelLedgerError, NotFound
 from ledger.kit.client import call
 from ledger.kit.live import Changes
-from ledger.kit.work import MAX_ATTEMPTS, Ended, Task
+from ledger.kit.work import MAX_ATTEMPTS, PASSING, Ended, Task
 from ledger.resource_names import ModelName
 from trainer.aggregate import COMPLETED, QUEUED, ModelLine, TrainingRun, model_stream
 from trainer.application import Training, seconds_since
 
 log = logging.getLogger("modelledger.trainer")
+
+# The event names so many of the lines a training skipped, over all bases, and how many there were.
+SKIPPED_NAMED, MAX_SKIP_REASON = 20, 120
 
 
 class TrainingJob:
@@ -46,8 +49,8 @@ class TrainingJob:
             self._activate(run)  # asked for, and perhaps not reached before a crash
         if run.over or (run.state != QUEUED and run.worker != worker):
             return None
-        if run.attempts >= MAX_ATTEMPTS:
-            run.failed(f"the worker was stopped {run.attempts} times during this run")
+        if run.fruitless >= MAX_ATTEMPTS:
+            run.failed(f"the worker was stopped {run.fruitless} times before the run finished another epoch")
             self._training.record(run)
             return None
         folder = self._folder(run)
@@ -81,18 +84,25 @@ class TrainingJob:
         failed = [
             events_pb2.FailedBase(key=m["base"], reason=m["reason"]) for m in messages if m["type"] == "base_failed"
         ]
-        trained = [m for m in messages if m["type"] == "base_completed"]
+        trained = []
+        for message in (m for m in messages if m["type"] == "base_completed"):
+            if changed := _changed(run, message):
+                failed.append(events_pb2.FailedBase(key=message["base"], reason=changed))
+            else:
+                trained.append(message)
         finished = next((m for m in messages if m["type"] == "finished"), None)
-        if ended.code == 0 and trained and finished:
+        if ended.well and trained and finished:
             self._complete(run, trained, failed)
         else:
             reasons = [f"{base.key}: {base.reason}" for base in failed]
             whole = (finished or {}).get("reason")
-            run.failed(whole or "; ".join(reasons) or ended.reason, failed)
+            run.failed(ended.problem or whole or "; ".join(reasons) or ended.reason, failed)
             self._training.record(run)
         self._changes.publish(stream)
 
     def refused(self, stream: str, reason: str) -> None:
+        self._messages.pop(stream, None)
+        self.live.pop(stream, None)
         run = self._training.load(TrainingRun, stream)
         if not run.over:
             run.failed(reason)
@@ -122,14 +132,6 @@ class TrainingJob:
         self, run: TrainingRun, trained: Sequence[dict[str, Any]], failed: Sequence[events_pb2.FailedBase]
     ) -> None:
         """Adapters into the store, then the outcome and the version in one append: both or none."""
-        outcome = events_pb2.TrainingCompleted(
-            run=run.request.run,
-            trained=[self._trained(run, message) for message in trained],
-            failed=failed,
-            dataset_sha256=run.dataset_material().sha256,
-            seconds=round(seconds_since(run.start_time), 3),
-            weights={message["base"]: 1 / len(trained) for message in trained},
-        )
 
         def attempt() -> None:
             current = self._training.load(TrainingRun, run.id)
@@ -142,13 +144,27 @@ class TrainingJob:
 
         self.finishing.add(run.id)
         try:
+            outcome = events_pb2.TrainingCompleted(
+                run=run.request.run,
+                trained=[self._trained(run, message, SKIPPED_NAMED // len(trained)) for message in trained],
+                failed=failed,
+                dataset_sha256=run.dataset_material().sha256,
+                seconds=round(seconds_since(run.start_time), 3),
+                weights={message["base"]: 1 / len(trained) for message in trained},
+            )
             self._training.retried(attempt)
             shutil.rmtree(self._folder(run), ignore_errors=True)  # everything that counts is in the store
             self._activate(self._training.load(TrainingRun, run.id))
+        except PASSING:
+            raise
+        except (ModelLedgerError, OSError) as error:
+            # For example a base withdrawn meanwhile, or a full disk: what was made is not vouched for.
+            log.warning("%s: the result could not be kept: %s", run.id, error)
+            self.refused(run.id, f"the result could not be kept: {error}")
         finally:
             self.finishing.discard(run.id)
 
-    def _trained(self, run: TrainingRun, message: dict[str, Any]) -> events_pb2.TrainedBase:
+    def _trained(self, run: TrainingRun, message: dict[str, Any], named: int) -> events_pb2.TrainedBase:
         stored = self._training.artifacts.put_directory(Path(message["adapter"]))
         name = f"adapters/{run.request.run}/{message['base']}"
         return events_pb2.TrainedBase(
@@ -162,14 +178,20 @@ class TrainingJob:
             seconds=message["seconds"],
             train_examples=message["train_examples"],
             validation_examples=message["validation_examples"],
-            skipped=[events_pb2.SkippedLine(**line) for line in message["skipped"][:500]],
+            skipped=[
+                events_pb2.SkippedLine(line=skipped["line"], reason=skipped["reason"][:MAX_SKIP_REASON])
+                for skipped in message["skipped"][:named]
+            ],
+            skipped_lines=message["skipped_lines"],
             environment={key: str(value) for key, value in message["environment"].items()},
         )
 
     def _activate(self, run: TrainingRun) -> None:
-        if not run.request.activate or not run.over:
+        if not run.request.activate or run.state != COMPLETED:
             return
         name = ModelName(run.request.org, run.request.model)
+        if self._training.load(ModelLine, name.stream).activated_since(run.request.run):
+            return  # it was done before, or somebody chose a version later: that is not to be undone
         request = registry_pb2.ActivateVersionRequest(
             name=f"{name.resource}/versions/{self._training.version_of(run)}",
             reason=f"asked for with {run.request.run}",
@@ -208,14 +230,25 @@ class TrainingJob:
         }
 
     def _checkout(self, target: Path, sha256: str) -> str:
-        if not target.exists():
-            partial = target.with_name(f"{target.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            self._training.artifacts.checkout(sha256, partial).rename(target)
-        return str(target.resolve())
+        shutil.rmtree(target, ignore_errors=True)  # an earlier attempt's; its bytes may have been changed since
+        return str(self._training.artifacts.checkout(sha256, target).resolve())
 
     def _folder(self, run: TrainingRun) -> Path:
         return self._training.config.data / "work" / "trainer" / run.request.run
+
+
+def _changed(run: TrainingRun, message: dict[str, Any]) -> str:
+    """What the child says it trained, if that is not what the run asks for."""
+    for what, measured, material in (
+        ("the base model's folder", message["base_sha256"], run.base_material(message["base"])),
+        ("the dataset", message["dataset_sha256"], run.dataset_material()),
+    ):
+        if measured != material.sha256:
+            return (
+                f"{what} changed while the run was under way: it hashed to {measured} when it was read, "
+                f"the run was requested with {material.sha256}"
+            )
+    return ""
 
 
 def _options(request: events_pb2.TrainingRequested) -> dict[str, Any]:

@@ -3,37 +3,57 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 from eventsourcing.application import AggregateNotFoundError, Application
 from eventsourcing.persistence import IntegrityError
-from modelledger.ledger.v1 import ledger_pb2, ledger_pb2_grpc
+from modelledger.ledger.v1 import events_pb2, ledger_pb2, ledger_pb2_grpc
 
-from ledger.errors import NotFound, WrongStreamVersion
+from ledger.errors import EventIdReused, InvalidInput, NotFound, WrongStreamVersion
 from ledger.kit.aggregate import LedgerAggregate, Recorded
-from ledger.kit.client import call, connect
-from ledger.kit.recorder import read
+from ledger.kit.client import Calling, call, connect
+from ledger.kit.recorder import PAGE, read
 
 Aggregate = TypeVar("Aggregate", bound=LedgerAggregate)
 Result = TypeVar("Result")
 RETRIES = 5
+MAX_REQUEST_ID = 1_000  # characters
+
+
+class Command:
+    """A call that changes something. `event_id` is the same for every retry that one caller makes of one request."""
+
+    def __init__(self, method: str, caller: events_pb2.Caller, request_id: str) -> None:
+        if len(request_id) > MAX_REQUEST_ID:
+            raise InvalidInput(f"request_id: has {len(request_id)} characters, more than {MAX_REQUEST_ID}")
+        self.request_id = request_id
+        # An absent request id asks for no idempotence.
+        key = f"{method}\n{caller.id}\n{request_id}"
+        self.event_id = str(uuid.uuid5(uuid.NAMESPACE_URL, key) if request_id else uuid.uuid4())
 
 
 class LedgerApplication(Application[str]):
     """Loads and saves aggregates; knows a few questions the library has no name for."""
 
-    def __init__(self, actor: str, key_file: str, address: str, ca_file: str = "") -> None:
+    def __init__(self, actor: str, key_file: str, calling: Calling) -> None:
         super().__init__(
             {
                 "PERSISTENCE_MODULE": "ledger.kit.recorder",
-                "LEDGER_ADDRESS": address,
+                "LEDGER_ADDRESS": calling.ledger,
                 "LEDGER_ACTOR": actor,
                 "LEDGER_KEY_FILE": key_file,
-                "LEDGER_CA_FILE": ca_file,
+                "LEDGER_CA_FILE": calling.ledger_ca,
+                "LEDGER_CERTIFICATE": calling.ledger_certificate,
+                "LEDGER_CERTIFICATE_KEY": calling.ledger_key,
             }
         )
-        self.channel = connect(address, ca_file=ca_file)
+        self.channel = connect(
+            calling.ledger,
+            ca_file=calling.ledger_ca,
+            cert_file=calling.ledger_certificate,
+            key_file=calling.ledger_key,
+        )
         self.ledger = ledger_pb2_grpc.LedgerServiceStub(self.channel)
 
     def load(self, kind: type[Aggregate], stream: str) -> Aggregate:
@@ -56,6 +76,21 @@ class LedgerApplication(Application[str]):
                 last = error
         raise WrongStreamVersion(f"others kept writing to the stream; try again ({last})")
 
+    def done(self, command: Command, same: Callable[[Recorded], bool]) -> Recorded | None:
+        """The event that an earlier call with this request id made, None when there was none.
+
+        Raises EventIdReused when that call asked for something else (not `same`).
+        """
+        found = self.find(command.event_id) if command.request_id else None
+        if found is None:
+            return None
+        index, event = found
+        if not same(event):
+            raise EventIdReused(
+                f"request_id {command.request_id[:40]!r} was used for something else, at index {index}; take a new one"
+            )
+        return event
+
     def find(self, event_id: str) -> tuple[int, Recorded] | None:
         """Index and event with an id, or None."""
         try:
@@ -64,9 +99,15 @@ class LedgerApplication(Application[str]):
             return None
         return found.event.index, read(found.event.envelope)
 
-    def event_at(self, index: int) -> Recorded:
-        found = call(self.ledger.GetEvent, ledger_pb2.GetEventRequest(index=index))
-        return read(found.event.envelope)
+    def recorded(self, request: ledger_pb2.ListEventsRequest) -> Iterator[Recorded]:
+        """What the request asks for, page after page."""
+        request.page_size = PAGE
+        while True:
+            response = call(self.ledger.ListEvents, request)
+            yield from (read(event.envelope) for event in response.events)
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
 
     def newest(self, kind: str, page_size: int, page_token: str) -> tuple[list[str], str]:
         """Streams of the newest events of a kind, one page, and the next page's token."""
@@ -75,8 +116,3 @@ class LedgerApplication(Application[str]):
         )
         response = call(self.ledger.ListEvents, request)
         return [event.stream for event in response.events], response.next_page_token
-
-
-def event_id(method: str, request_id: str) -> str:
-    """The event id of a command: the same for every retry of one request, random without a request id."""
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{method}/{request_id}")) if request_id else str(uuid.uuid4())

@@ -4,7 +4,8 @@
     A directory is a manifest blob (ledger/manifest.py) plus one blob per file; its digest is the manifest's.
 
 A write goes to a temporary file in the same file system, is flushed to disk, renamed, and the directory
-entry is flushed too; a crash leaves either the whole blob or none.
+entry is flushed too; a crash leaves either the whole blob or none. What it leaves in tmp/ is removed when a store
+is opened a day later.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import io
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from ledger.errors import ArtifactMismatch, InvalidInput, NotFound
 
 CHUNK = 1 << 20
 MAX_MANIFEST = 8 << 20
+ABANDONED_SECONDS = 86_400  # since its last write; nobody works on a temporary file that old
 Progress = Callable[[int], None]
 
 
@@ -69,6 +72,7 @@ class ArtifactStore:
         self._temporary = root / "tmp"
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._temporary.mkdir(parents=True, exist_ok=True)
+        self._remove_abandoned()
 
     def path_of(self, sha256: str) -> Path:
         """Where a blob lies or would lie. Not verified: use `get` to read."""
@@ -131,6 +135,16 @@ class ArtifactStore:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.get(entry.sha256), target)
         return folder
+
+    def _remove_abandoned(self) -> None:
+        """What a process that was killed while it wrote has left."""
+        oldest = time.time() - ABANDONED_SECONDS
+        for path in self._temporary.iterdir():
+            try:
+                if path.lstat().st_mtime < oldest:
+                    path.unlink()
+            except FileNotFoundError:
+                continue  # another process was faster
 
     def _put(self, source: BinaryIO, progress: Progress | None = None) -> Stored:
         descriptor, name = tempfile.mkstemp(dir=self._temporary)

@@ -2,12 +2,13 @@
 
     discover(roots)            -> Catalogue: every folder directly below a root, usable or not and why
     normalise("Qwen-2.5-7B")   -> "qwen-2-5-7b"
-    match("qwen", keys)        -> the one key that is meant, the same in every listing order
+    match("qwen", keys)        -> the one key that is meant, the same in every listing order; a folder that is
+                                  meant and unusable is an error with its reason, never another base model
     select(["qwen"], ...)      -> the base models of a run; none selected is an error
 
 A folder is read as data only: no code in it is run, no pickle is opened, and folders holding either are
 refused (weights.py checks the weights). Reading stays fast because digests are kept in memory for as
-long as path, size, modification time and inode of every file stay the same.
+long as path, size, modification and change time and inode of every file stay the same.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ledger import manifest, strict_json
@@ -50,10 +52,11 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Unusable:
-    """A folder that is no usable base model, and the reason."""
+    """A folder that is no usable base model, and the reason. `key` is empty when its name makes none."""
 
     folder: Path
     reason: str
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,26 +84,36 @@ def normalise(name: str) -> str:
     return key
 
 
-def match(query: str, keys: Sequence[str]) -> str:
+def match(query: str, keys: Collection[str], unusable: Mapping[str, str] = MappingProxyType({})) -> str:
     """The key a caller means: exact, else exact without separators, else the only one that contains it.
 
-    Raises InvalidName for an empty query, AmbiguousName and NotFound naming the candidates.
+    `unusable` are keys that can be meant and not had, each with the reason. Raises InvalidName for an empty query,
+    AmbiguousName and NotFound naming the candidates, InvalidBaseModel when the one that is meant is unusable.
     """
     wanted = normalise(query)
-    candidates = sorted(set(keys))
-    if wanted in candidates:
-        return wanted
+    candidates = sorted({*keys, *unusable})
     squeezed = wanted.replace("-", "")
     for found in (
+        [key for key in candidates if key == wanted],
         [key for key in candidates if key.replace("-", "") == squeezed],
         [key for key in candidates if squeezed in key.replace("-", "")],
     ):
-        if len(found) == 1:
-            return found[0]
-        if found:
+        if len(found) > 1:
             raise AmbiguousName(f"{query!r} may be {', '.join(found)}; give the full name")
-    known = f"the base models are {', '.join(candidates)}" if candidates else "there are no usable base models"
+        if found and found[0] not in keys:
+            raise InvalidBaseModel(f"base model {found[0]} cannot be used: {unusable[found[0]]}")
+        if found:
+            return found[0]
+    known = f"the base models are {', '.join(sorted(keys))}" if keys else "there are no usable base models"
     raise NotFound(f"no base model is called {query!r}; {known}")
+
+
+def mean(queries: Sequence[str], keys: Collection[str]) -> bool:
+    """Whether a caller who asks for `queries` may have meant just these keys."""
+    try:
+        return len(queries) == len(keys) and {match(query, keys) for query in queries} == set(keys)
+    except (NotFound, InvalidName, AmbiguousName):
+        return False
 
 
 # --- discovery
@@ -116,12 +129,13 @@ def discover(roots: Sequence[Path]) -> Catalogue:
             continue
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         for folder in folders[MAX_FOLDERS:]:
-            unusable.append(Unusable(folder, f"is beyond the {MAX_FOLDERS} folders that are read per root"))
+            reason = f"is beyond the {MAX_FOLDERS} folders that are read per root"
+            unusable.append(Unusable(folder, reason, _key_of(folder)))
         for folder in folders[:MAX_FOLDERS]:
             try:
                 model = inspect_folder(folder)
             except (ModelLedgerError, OSError) as error:
-                unusable.append(Unusable(folder, str(error)))
+                unusable.append(Unusable(folder, str(error), _key_of(folder)))
             else:
                 found.setdefault(model.key, []).append(model)
     models = {}
@@ -130,26 +144,35 @@ def discover(roots: Sequence[Path]) -> Catalogue:
             models[key] = same[0]
             continue
         names = ", ".join(str(model.path) for model in same)
-        unusable += [Unusable(m.path, f"several folders are called {key!r}: {names}; rename one") for m in same]
+        unusable += [Unusable(m.path, f"several folders are called {key!r}: {names}; rename one", key) for m in same]
     return Catalogue(models, tuple(sorted(unusable, key=lambda entry: entry.folder)))
 
 
 def select(requested: Sequence[str], catalogue: Catalogue, default: str | None = None) -> list[BaseModel]:
     """The base models of a run, in the order asked for; `default` is a comma list used when none are.
 
-    Raises NoBaseSelected, NotFound, AmbiguousName, and InvalidName when one model is asked for twice.
+    Raises NoBaseSelected, NotFound, AmbiguousName, InvalidBaseModel when an unusable one is asked for, and
+    InvalidName when one is asked for twice.
     """
     queries = list(requested) or [part for part in (default or "").split(",") if part.strip()]
     if not queries:
         known = ", ".join(sorted(catalogue.models)) or "none is usable"
         raise NoBaseSelected(f"no base model selected; name at least one of: {known}")
+    unusable = {entry.key: entry.reason for entry in catalogue.unusable if entry.key}
     chosen: dict[str, str] = {}
     for query in queries:
-        key = match(query, list(catalogue.models))
+        key = match(query, catalogue.models, unusable)
         if key in chosen:
             raise InvalidName(f"{chosen[key]!r} and {query!r} are both the base model {key}; name it once")
         chosen[key] = query
     return [catalogue.models[key] for key in chosen]
+
+
+def _key_of(folder: Path) -> str:
+    try:
+        return normalise(folder.name)
+    except InvalidName:
+        return ""
 
 
 # --- one folder
@@ -274,7 +297,7 @@ def _chat_template(path: Path, entries: Sequence[manifest.FileEntry]) -> str | N
 
 
 # Folder -> what was hashed, and the identity of every file at that time.
-_Identity = tuple[tuple[str, int, int, int], ...]
+_Identity = tuple[tuple[str, int, int, int, int], ...]
 _scanned: dict[Path, tuple[_Identity, list[manifest.FileEntry]]] = {}
 
 
@@ -292,4 +315,5 @@ def _scan(path: Path, files: Sequence[Path]) -> list[manifest.FileEntry]:
 
 def _identity(files: Sequence[Path]) -> _Identity:
     stats = [(file, file.stat()) for file in files]
-    return tuple((str(file), s.st_size, s.st_mtime_ns, s.st_ino) for file, s in stats)
+    # Anyone may set a file's modification time; its change time is the kernel's.
+    return tuple((str(file), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for file, s in stats)

@@ -6,6 +6,7 @@ import getpass
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,15 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from ledger.errors import BY_REASON, ModelLedgerError, NotFound, Overloaded, Unreachable, Violation
+from ledger.errors import (
+    BY_REASON,
+    InvalidConfig,
+    ModelLedgerError,
+    NotFound,
+    Overloaded,
+    Unreachable,
+    Violation,
+)
 from ledger.kit.interceptors import DOMAIN, REQUEST_HEADER, USER_HEADER
 
 DEADLINE = 30.0  # seconds, unless a call says otherwise
@@ -28,11 +37,27 @@ _BY_CODE: dict[grpc.StatusCode, type[ModelLedgerError]] = {
     grpc.StatusCode.CANCELLED: Unreachable,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.UNIMPLEMENTED: InvalidConfig,
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Calling:
+    """The fields that every service's configuration has for its calls to the ledger.
+
+    ledger: host:port; ledger_ca: PEM file of the authority that signed the ledger's certificate, empty for no TLS;
+    ledger_certificate, ledger_key: PEM files that say who calls, where the ledger has a tls_client_ca.
+    """
+
+    ledger: str = "127.0.0.1:50051"
+    ledger_ca: str = ""
+    ledger_certificate: str = ""
+    ledger_key: str = ""
+
+
 def connect(address: str, *, ca_file: str = "", cert_file: str = "", key_file: str = "") -> grpc.Channel:
-    """A channel to host:port; TLS when `ca_file` is given. Connects lazily."""
+    """A channel to host:port; TLS when `ca_file` is given. Connects lazily. Raises InvalidConfig for a file that
+    cannot be read."""
     options = [
         ("grpc.max_receive_message_length", MAX_MESSAGE),
         # Reconnect soon after a restart instead of backing off for up to two minutes.
@@ -44,9 +69,13 @@ def connect(address: str, *, ca_file: str = "", cert_file: str = "", key_file: s
     ]
     if not ca_file:
         return grpc.insecure_channel(address, options=options)
-    key = Path(key_file).read_bytes() if key_file else None
-    certificate = Path(cert_file).read_bytes() if cert_file else None
-    credentials = grpc.ssl_channel_credentials(Path(ca_file).read_bytes(), key, certificate)
+    try:
+        authority, key, certificate = (
+            Path(file).read_bytes() if file else None for file in (ca_file, key_file, cert_file)
+        )
+    except OSError as error:
+        raise InvalidConfig(f"TLS file: {error}") from None
+    credentials = grpc.ssl_channel_credentials(authority, key, certificate)
     return grpc.secure_channel(address, credentials, options=options)
 
 
@@ -116,6 +145,11 @@ def from_rpc_error(error: grpc.RpcError) -> ModelLedgerError:
     kind = BY_REASON.get(reason) or _BY_CODE.get(error.code(), ModelLedgerError)
     if not reason and kind is Unreachable:
         message = f"no answer from the service ({message}); is it running? start it with: modelledger up"
+    if not reason and error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        message = (
+            f"this address does not serve it ({message}); when a service runs on its own, give its address with "
+            "--trainer, --quantizer or --inference, or MODELLEDGER_TRAINER and so on"
+        )
     return kind(message, violations=violations, metadata=extra)
 
 

@@ -4,8 +4,9 @@
     listen = "127.0.0.1:50051"
 
 Each service reads its own section into its own dataclass (`<service>/config.py` documents the fields). An environment
-variable MODELLEDGER_<SECTION>_<FIELD> wins over the file. An unknown field, a wrong type or a missing file is refused
-with file, field and reason.
+variable MODELLEDGER_<SECTION>_<FIELD> wins over the file. An unknown field, in the file or in the environment, a wrong
+type or a missing file is refused with file, field and reason. A field that neither gives may come from a variable with
+a plain name: `field(default="", metadata={FALLBACK: "BASE_MODELS"})`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any, TypeVar
 from ledger.errors import InvalidConfig
 
 Section = TypeVar("Section")
+
+FALLBACK = "fallback"  # key of a field's metadata
 
 
 def read_file(path: Path | None) -> dict[str, Any]:
@@ -49,10 +52,17 @@ def section(
     if unknown:
         raise InvalidConfig(f"{where}: [{name}] {unknown[0]}: unknown field; known are {', '.join(sorted(fields))}")
     result = {field: _typed(value, fields[field], f"{where}: [{name}] {field}") for field, value in values.items()}
-    for field, wanted in fields.items():
-        variable = f"MODELLEDGER_{name.upper()}_{field.upper()}"
-        if variable in environment:
-            result[field] = _parsed(environment[variable], wanted, f"environment: {variable}")
+    prefix = f"MODELLEDGER_{name.upper()}_"
+    variables = {prefix + field.upper(): field for field in fields}
+    for variable in sorted(variable for variable in environment if variable.startswith(prefix)):
+        if variable not in variables:
+            raise InvalidConfig(f"environment: {variable}: unknown field; known are {', '.join(sorted(variables))}")
+        field = variables[variable]
+        result[field] = _parsed(environment[variable], fields[field], f"environment: {variable}")
+    for described in dataclasses.fields(kind):  # type: ignore[arg-type]
+        field, variable = described.name, described.metadata.get(FALLBACK, "")
+        if variable in environment and not result.get(field):
+            result[field] = _parsed(environment[variable], fields[field], f"environment: {variable}")
     return kind(**result)
 
 

@@ -4,19 +4,22 @@ An ordinary `eventsourcing.application.Application` whose environment says PERSI
 records its aggregates' events in the ledger: the mapper turns a domain event into a signed statement, the recorder
 appends it. A lost race (expected stream version) is the library's IntegrityError.
 
-    LEDGER_ADDRESS     host:port of the ledger
-    LEDGER_ACTOR       the actor that signs
-    LEDGER_KEY_FILE    its private key
-    LEDGER_CA_FILE     PEM of the ledger's certificate authority; empty without TLS
+    LEDGER_ADDRESS            host:port of the ledger
+    LEDGER_ACTOR              the actor that signs
+    LEDGER_KEY_FILE           its private key
+    LEDGER_CA_FILE            PEM of the ledger's certificate authority; empty without TLS
+    LEDGER_CERTIFICATE        PEM of the certificate that says who calls; empty when none is asked for
+    LEDGER_CERTIFICATE_KEY    PEM of its private key
 """
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from eventsourcing.persistence import (
@@ -37,15 +40,19 @@ from modelledger.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger import envelope as dsse
 from ledger import schema, statement
 from ledger.envelope import Signer
-from ledger.errors import Overloaded, Unreachable, WrongStreamVersion
+from ledger.errors import EventIdReused, Overloaded, Unreachable, WrongStreamVersion
 from ledger.kit.aggregate import Recorded
 from ledger.kit.client import call, connect, stream
 from ledger.kit.keys import actor_signer
 from ledger.statement import Event
 
+log = logging.getLogger("modelledger.recorder")
+
 PAGE = 1_000
-# An append is idempotent by event id, so it is safe to send it again while the ledger restarts.
-RETRY_FOR = 30.0  # seconds
+RETRY_FOR = 30.0  # seconds, while the ledger restarts
+RECONNECT, MAX_RECONNECT = 0.2, 2.0  # seconds
+
+Answer = TypeVar("Answer")
 
 
 class LedgerMapper(Mapper[str]):
@@ -106,18 +113,12 @@ class LedgerRecorder(ApplicationRecorder):
         request = ledger_pb2.AppendEventsRequest(
             envelopes=[stored.state for stored in stored_events], request_id=uuid.uuid4().hex
         )
-        deadline = time.monotonic() + RETRY_FOR
-        while True:
-            try:
-                response = call(self._ledger.AppendEvents, request)
-            except WrongStreamVersion as error:
-                raise IntegrityError(error.message) from error
-            except (Unreachable, Overloaded):
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
-            else:
-                return [proof.index + 1 for proof in response.proofs]
+        try:
+            # Idempotent by event id, so it is safe to send it again.
+            response = _patiently(lambda: call(self._ledger.AppendEvents, request))
+        except (WrongStreamVersion, EventIdReused) as error:  # somebody else was faster
+            raise IntegrityError(error.message) from error
+        return [proof.index + 1 for proof in response.proofs]
 
     def select_events(
         self,
@@ -133,7 +134,7 @@ class LedgerRecorder(ApplicationRecorder):
             stream=str(originator_id), after_version=gt or 0, descending=desc, page_size=PAGE
         )
         while True:
-            response = call(self._ledger.ListEvents, request)
+            response = _patiently(lambda: call(self._ledger.ListEvents, request))
             events += [_stored(event) for event in response.events if lte is None or event.version <= lte]
             if not response.next_page_token or (limit is not None and len(events) >= limit):
                 return events[:limit]
@@ -162,7 +163,7 @@ class LedgerRecorder(ApplicationRecorder):
 
 
 class LedgerSubscription(Subscription[LedgerRecorder]):
-    """Follows the ledger's WatchEvents; survives a restart of the ledger."""
+    """Follows the ledger's WatchEvents until it is stopped: whatever ends the watch, it is begun again."""
 
     def __init__(
         self,
@@ -175,17 +176,19 @@ class LedgerSubscription(Subscription[LedgerRecorder]):
         self._ledger = ledger
         self._next = gt or 0
         self._batch: list[Notification] = []
-        self._responses = self._watch()
+        self._pause = RECONNECT
+        self._cancel: Callable[[], object] = lambda: None
+        self._responses: Iterator[ledger_pb2.WatchEventsResponse] | None = None
 
     def __next__(self) -> Notification:
         while not self._batch and not self._has_been_stopped:
             try:
+                self._responses = self._responses or self._watch()
                 response = next(self._responses)
-            except Unreachable:
-                if not self._has_been_stopped:
-                    time.sleep(0.2)
-                    self._responses = self._watch()
+            except Exception as error:  # StopIteration too: the ledger ends the watch when it stops
+                self._again(error)
                 continue
+            self._pause = RECONNECT
             self._next = response.next_index
             self._batch = [_notification(event) for event in response.events][::-1]
         if self._has_been_stopped:
@@ -196,9 +199,20 @@ class LedgerSubscription(Subscription[LedgerRecorder]):
         super().stop()
         self._cancel()
 
-    def _watch(self) -> Any:
+    def _again(self, error: Exception) -> None:
+        self._responses = None
+        if self._has_been_stopped:
+            return
+        if self._pause == RECONNECT:  # once for each time it is lost
+            log.warning("the log is not followed at the moment: %s", error or "the watch ended")
+        time.sleep(self._pause)
+        self._pause = min(2 * self._pause, MAX_RECONNECT)
+
+    def _watch(self) -> Iterator[ledger_pb2.WatchEventsResponse]:
         request = ledger_pb2.WatchEventsRequest(start_index=self._next, kinds=self._topics)
         self._cancel, responses = stream(self._ledger.WatchEvents, request)
+        if self._has_been_stopped:  # meanwhile, so that `stop` did not see this one
+            self._cancel()
         return responses
 
 
@@ -211,7 +225,12 @@ class Factory(InfrastructureFactory[TrackingRecorder]):
         return LedgerMapper(self.env["LEDGER_ACTOR"], actor_signer(Path(self.env["LEDGER_KEY_FILE"])))
 
     def application_recorder(self) -> ApplicationRecorder:
-        return LedgerRecorder(connect(self.env["LEDGER_ADDRESS"], ca_file=self.env.get("LEDGER_CA_FILE", "")))
+        files = {
+            "ca_file": self.env.get("LEDGER_CA_FILE", ""),
+            "cert_file": self.env.get("LEDGER_CERTIFICATE", ""),
+            "key_file": self.env.get("LEDGER_CERTIFICATE_KEY", ""),
+        }
+        return LedgerRecorder(connect(self.env["LEDGER_ADDRESS"], **files))
 
     def aggregate_recorder(self, purpose: str = "events") -> AggregateRecorder:
         return self.application_recorder()
@@ -231,6 +250,18 @@ class _NoTranscoder(Transcoder):
 
     def decode(self, data: bytes) -> Any:
         raise NotImplementedError
+
+
+def _patiently(ask: Callable[[], Answer]) -> Answer:
+    """Ask again for a while when the ledger is away."""
+    deadline = time.monotonic() + RETRY_FOR
+    while True:
+        try:
+            return ask()
+        except (Unreachable, Overloaded):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RECONNECT)
 
 
 def _stored(event: ledger_pb2.Event) -> StoredEvent:

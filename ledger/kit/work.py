@@ -5,7 +5,8 @@
 
 A `Job` says what is special about a kind of command; this file knows processes. Whatever dies, nothing is lost and
 nothing is falsely completed: a child that dies makes a failed command with the reason; a worker or
-service that dies leaves a claimed command, which the same worker's next start takes up again.
+service that dies leaves a claimed command, which the same worker's next start takes up again. So does the worker itself
+when something goes wrong in it: while the ledger is away for as long as that takes, otherwise MAX_TROUBLES times.
 """
 
 from __future__ import annotations
@@ -18,20 +19,28 @@ import signal
 import subprocess
 import sys
 import threading
-import uuid
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from eventsourcing.persistence import ApplicationRecorder, IntegrityError
 
-from ledger.errors import ModelLedgerError
+from ledger import strict_json
+from ledger.errors import ModelLedgerError, Overloaded, Unreachable, WrongStreamVersion
+from ledger.kit.work_folder import WorkFolder
 
 log = logging.getLogger("modelledger.work")
 
 MAX_LINE = 1 << 20  # one message of a child
-MAX_ATTEMPTS = 3  # starts of one command, the first one included
+MAX_ATTEMPTS = 5  # starts of one command, or of one that is stopped and gets on: since it last got on
+MAX_TROUBLES = 3  # errors in the worker itself before it gives a command up
+MAX_REASON = 1_000  # characters
+AGAIN_AFTER = 2.0  # seconds
+
+# These say nothing about the command: the ledger is away, or somebody else was faster.
+PASSING = (Unreachable, Overloaded, WrongStreamVersion, IntegrityError)
 
 
 @dataclass(frozen=True)
@@ -46,13 +55,21 @@ class Task:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child process ended: exit code (negative: signal), and the last words it wrote to stderr."""
+    """How a child process ended: exit code (negative: signal), the last words it wrote to stderr, and what was wrong
+    with its messages, if anything."""
 
     code: int
     last_words: str
+    problem: str = ""
+
+    @property
+    def well(self) -> bool:
+        return self.code == 0 and not self.problem
 
     @property
     def reason(self) -> str:
+        if self.problem:
+            return self.problem
         if self.code < 0:
             name = signal.Signals(-self.code).name
             return f"the working process was killed by {name}" + (
@@ -76,7 +93,10 @@ class Job(Protocol):
         """The child said something."""
 
     def ended(self, stream: str, ended: Ended) -> None:
-        """The child is gone: append the outcome. Only called when nobody cancelled the command."""
+        """The child is gone: append the outcome. Only called when nobody cancelled the command.
+
+        Whatever this or `message` raises, the command is claimed again later.
+        """
 
     def refused(self, stream: str, reason: str) -> None:
         """The command cannot even be started: append that."""
@@ -88,10 +108,11 @@ class Worker:
     def __init__(self, job: Job, recorder: ApplicationRecorder, folder: Path) -> None:
         self._job = job
         self._recorder = recorder
-        self._name = _worker_name(folder)
+        self._folder = WorkFolder(folder)
         self._open: queue.Queue[str | None] = queue.Queue()
         self._lock = threading.Lock()
         self._ended_outside: set[str] = set()
+        self._troubles: dict[str, list[str]] = defaultdict(list)
         self._child: tuple[str, subprocess.Popen[bytes]] | None = None
         self._stopping = False
         self._subscription = recorder.subscribe(topics=[job.requested, *job.cancelled])
@@ -114,6 +135,7 @@ class Worker:
                 self._child[1].kill()
         for thread in self._threads:
             thread.join(timeout=10)
+        self._folder.release()
 
     def _follow(self) -> None:
         for notification in self._subscription:
@@ -130,20 +152,34 @@ class Worker:
         while (stream := self._open.get()) is not None and not self._stopping:
             try:
                 self._do(stream)
-            except IntegrityError:
-                log.info("%s was taken or ended by somebody else", stream)
-            except ModelLedgerError as error:
-                log.error("%s: %s", stream, error.message)
-            except Exception:
-                # One broken command must not end the worker; its stream stays open for the next start.
+            except PASSING as error:
+                log.warning("%s is taken up again later: %s", stream, error)
+                self._later(stream)
+            except Exception as error:
+                # One broken command must not end the worker.
                 log.exception("%s: the worker could not go on with it", stream)
+                self._troubles[stream].append(_said(error))
+                if len(self._troubles[stream]) <= MAX_TROUBLES:
+                    self._later(stream)
+            else:
+                self._troubles.pop(stream, None)
+
+    def _later(self, stream: str) -> None:
+        again = threading.Timer(AGAIN_AFTER, self._open.put, [stream])
+        again.daemon = True
+        again.start()
 
     def _do(self, stream: str) -> None:
         with self._lock:
             if stream in self._ended_outside:
                 return
+        if len(troubles := self._troubles[stream]) >= MAX_TROUBLES:
+            self._job.refused(stream, f"the worker could not go on with it {len(troubles)} times: {troubles[-1]}")
+            return
         try:
-            task = self._job.claim(stream, self._name)
+            task = self._job.claim(stream, self._folder.worker)
+        except PASSING:
+            raise
         except ModelLedgerError as error:
             self._job.refused(stream, error.message)
             return
@@ -172,9 +208,13 @@ class Worker:
             self._child = (stream, child)
             if self._stopping or stream in self._ended_outside:
                 child.kill()
+        problem = ""
         try:
-            while child.stdout and (line := child.stdout.readline(MAX_LINE)):
-                self._job.message(stream, json.loads(line))
+            for message in _messages(child.stdout):
+                self._job.message(stream, message)
+        except _BrokenMessage as error:
+            problem = str(error)
+            child.kill()
         except Exception:
             child.kill()
             raise
@@ -182,16 +222,34 @@ class Worker:
             code = child.wait()
             with self._lock:
                 self._child = None
-        return Ended(code, _last_line(words))
+        return Ended(code, _last_line(words), problem)
 
 
-def _worker_name(folder: Path) -> str:
-    """A worker's lasting identity, so that after a crash it knows which claims were its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "worker-id"
-    if not path.exists():
-        path.write_text(f"worker-{uuid.uuid4().hex[:12]}")
-    return path.read_text().strip()
+class _BrokenMessage(Exception):
+    """What the child sent is no message."""
+
+
+def _messages(lines: IO[bytes] | None) -> Iterator[dict[str, Any]]:
+    """One JSON object a line. Raises _BrokenMessage."""
+    while lines and (line := lines.readline(MAX_LINE)):
+        if not line.endswith(b"\n"):
+            if len(line) < MAX_LINE:
+                return  # the child died in the middle of it; how it ended is the reason
+            raise _BrokenMessage(f"the working process sent a message of more than {MAX_LINE} bytes")
+        try:
+            message = strict_json.loads(line)
+        except ValueError as error:
+            raise _BrokenMessage(f"the working process sent a message that cannot be read: {error}") from None
+        if not isinstance(message, dict) or "type" not in message:
+            raise _BrokenMessage("the working process sent something that is no message")
+        yield message
+
+
+def _said(error: Exception) -> str:
+    """An error for the record. The text of one that nobody foresaw stays in this process's log."""
+    if isinstance(error, ModelLedgerError):
+        return error.message[:MAX_REASON]
+    return f"an unexpected {type(error).__name__}; the service's log has the details"
 
 
 def _last_line(path: Path) -> str:

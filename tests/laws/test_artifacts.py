@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,16 @@ def test_bytes_come_back_under_their_digest(store: ArtifactStore, data: bytes) -
     assert store.read_bytes(stored.sha256) == data
     assert store.put_bytes(data) == stored
     assert not _temporary(store)
+
+
+def test_what_a_killed_writer_left_is_removed_a_day_later(store: ArtifactStore) -> None:
+    for name, age in (("tmpold", artifacts.ABANDONED_SECONDS + 60), ("tmpnew", artifacts.ABANDONED_SECONDS - 60)):
+        left = store.root / "tmp" / name
+        left.write_bytes(b"half of it")
+        os.utime(left, (time.time() - age,) * 2)
+    assert sorted(_temporary(store)) == ["tmpnew", "tmpold"]
+    again = ArtifactStore(store.root)  # somebody may still be writing the newer one
+    assert _temporary(again) == ["tmpnew"]
 
 
 def test_a_file_comes_back_and_is_kept_read_only(store: ArtifactStore, tmp_path: Path) -> None:

@@ -120,6 +120,24 @@ def test_unknown_and_empty_names_are_errors() -> None:
         match("  ", KEYS)
 
 
+@pytest.mark.parametrize("query", ["tiny", "Tiny", "t-iny", "tin"])
+def test_an_unusable_key_that_is_meant_is_an_error_with_its_reason(query: str) -> None:
+    with pytest.raises(InvalidBaseModel, match="base model tiny cannot be used: it holds code"):
+        match(query, ["other"], {"tiny": "it holds code"})
+
+
+def test_an_unusable_key_never_makes_way_for_another() -> None:
+    unusable = {"tiny": "it holds code"}
+    for query in ("tiny", "t-iny"):
+        with pytest.raises(InvalidBaseModel):
+            match(query, ["tiny-instruct"], unusable)
+    with pytest.raises(AmbiguousName, match="tiny, tiny-instruct;"):
+        match("tin", ["tiny-instruct"], unusable)
+    assert match("tiny-i", ["tiny-instruct"], unusable) == "tiny-instruct"
+    with pytest.raises(NotFound, match=r"the base models are tiny-instruct$"):
+        match("gemma", ["tiny-instruct"], unusable)
+
+
 # --- folders
 
 
@@ -281,3 +299,32 @@ def test_select(tmp_path: Path) -> None:
         select(["mistral", "Mistral-7B-Instruct"], catalogue)
     with pytest.raises(NotFound):
         select(["gemma"], catalogue)
+
+
+def test_select_refuses_an_unusable_folder_instead_of_taking_another(tmp_path: Path) -> None:
+    make(tmp_path / "tiny-instruct")
+    (make(tmp_path / "Tiny") / "modeling_own.py").write_text("")
+    (tmp_path / "ÅÄÖ").mkdir()
+    catalogue = discover([tmp_path, tmp_path / "absent"])
+    assert {entry.key for entry in catalogue.unusable} == {"", "tiny"}
+    with pytest.raises(InvalidBaseModel, match=r"holds code \(modeling_own\.py\)"):
+        select(["tiny"], catalogue)
+    with pytest.raises(NotFound):  # a missing root is no base model
+        select(["absent"], catalogue)
+
+
+def test_select_says_which_folders_are_called_alike(tmp_path: Path) -> None:
+    make(tmp_path / "one" / "gemma_2")
+    make(tmp_path / "two" / "Gemma-2")
+    with pytest.raises(InvalidBaseModel, match="rename one"):
+        select(["gemma"], discover([tmp_path / "one", tmp_path / "two"]))
+
+
+def test_other_bytes_of_the_same_size_and_time_are_noticed(tmp_path: Path) -> None:
+    folder = make(tmp_path / "tiny")
+    file = folder / "README.md"
+    file.write_bytes(b"one")
+    before, stat = inspect_folder(folder).sha256, file.stat()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert inspect_folder(folder).sha256 != before

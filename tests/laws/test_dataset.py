@@ -139,6 +139,14 @@ def test_unusable_files_are_refused(tmp_path: Path) -> None:
         check(write(tmp_path, pair(1)), max_bytes=10)
 
 
+def test_refusals_call_the_dataset_by_its_name_and_not_by_its_path(tmp_path: Path) -> None:
+    for refused in (tmp_path / "absent.jsonl", write(tmp_path)):
+        with pytest.raises((InvalidDataset, NotFound)) as caught:
+            check(refused, name="dataset faq")
+        assert "dataset faq" in caught.value.message
+        assert str(tmp_path) not in caught.value.message
+
+
 def test_a_file_of_bad_lines_only_is_reported_and_not_ready(tmp_path: Path) -> None:
     report = check(write(tmp_path, *[b"x"] * (dataset.MAX_PROBLEMS + 5)))
     assert (len(report.examples), report.band) == (0, "not_ready")
@@ -191,3 +199,12 @@ def test_a_split_loses_and_repeats_nothing(count: int, fraction: float, seed: in
 def test_a_split_depends_on_the_seed() -> None:
     assert split(examples(100), 0.1, 1) != split(examples(100), 0.1, 2)
     assert len(split(examples(100), 0.1, 1)[1]) == 10
+
+
+def test_a_reason_does_not_repeat_a_long_value(tmp_path: Path) -> None:
+    long = "x" * 400_000
+    messages = [{"role": long, "content": "q"}, {"role": "assistant", "content": "a"}]
+    twice = f'{{"{long}": 1, "{long}": 2}}'.encode()
+    report = check(write(tmp_path, {"messages": messages}, twice))
+    assert report.refused_lines == 2
+    assert all(len(problem.reason) < 200 for problem in report.problems)

@@ -185,7 +185,7 @@ JOB: dict[str, Any] = {
     "id": "q1",
     "workdir": "/w",
     "name": "acme/a v1.0",
-    "base": {"key": "tiny", "path": "/b"},
+    "base": {"key": "tiny", "path": "/b", "sha256": "0" * 64},
     "adapters": ["/a"],
     "types": ["Q4_K_M", "F16"],
     "threads": 1,

@@ -29,8 +29,8 @@ from ledger.kit.keys import FileSigner
 from ledger.policy import shipped
 from ledger.report import Report
 from ledger.statement import Artifact
-from ledger.store import Row
 from ledger.verify import read_trust, verify_bundle
+from ledger.writing import Row
 from tests.certified import Certified
 
 
@@ -379,7 +379,7 @@ def test_wrong_immutable_hash(tmp_path: Path) -> None:
     index = world.append("certification", "certificates/cert-x", record, list(subjects))
     certificate = evidence.statement_of(world.store.get(index))
     report = verify_bundle(write(world, certificate, tmp_path / "out"), [world.store.signer.vkey()])
-    assert found(report) == {"stale-hash", "wrong-subject"}
+    assert found(report) == {"stale-hash", "wrong-subject", "wrong-material"}
 
 
 def write(world: Certified, certificate: bundle.Statement, folder: Path, signer: FileSigner | None = None) -> Path:
@@ -447,6 +447,18 @@ def test_seal_has_one_spelling(copy: Path, audit: Callable[..., Report], certifi
     assert found(audit(copy)) == {"changed-file"}
 
 
+@pytest.mark.parametrize("change", ["space", "order", "signature"])
+def test_nothing_is_added_to_the_seal(change: str, copy: Path, audit: Callable[..., Report]) -> None:
+    """The signature still fits: it covers the payload, not the JSON around it."""
+    envelope = json.loads((copy / SEAL).read_bytes())
+    if change == "signature":
+        envelope["signatures"].append({"keyid": "junk", "sig": "AAAA"})
+    elif change == "order":
+        envelope = dict(reversed(envelope.items()))
+    (copy / SEAL).write_text(json.dumps(envelope, separators=(",", ": " if change == "space" else ":")))
+    assert found(audit(copy)) == {"changed-file"}
+
+
 def test_what_the_model_signature_must_be(copy: Path, audit: Callable[..., Report], certified: Certified) -> None:
     """Each sealed again with the real key."""
     signer, signature = certified.signers["certification"], copy / bundle.MODEL_SIGNATURE
@@ -495,8 +507,8 @@ def test_wrong_fingerprint(tmp_path: Path) -> None:
     world = Certified(tmp_path)
     record = world.issue().record
     record.certificate, record.dna = "cert-x", record.dna.replace("v1.0", "v1.1")
-    subjects = evidence.statement_of(world.store.get(world.certificate.event_index)).event.subjects
-    index = world.append("certification", "certificates/cert-x", record, list(subjects))
+    event = evidence.statement_of(world.store.get(world.certificate.event_index)).event
+    index = world.append("certification", "certificates/cert-x", record, list(event.subjects), event.materials)
     certificate = evidence.statement_of(world.store.get(index))
     report = verify_bundle(write(world, certificate, tmp_path / "out"), [world.store.signer.vkey()])
     assert [check.detail[:15] for check in report.failures] == ["the fingerprint"]

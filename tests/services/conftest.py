@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.house import House
+from tests.quantizer_jobs import digest
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +28,7 @@ def tiny_gguf(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
                 "id": "x",
                 "workdir": str(workdir),
                 "name": "tiny",
-                "base": {"key": "tiny", "path": str(tiny_base)},
+                "base": {"key": "tiny", "path": str(tiny_base), "sha256": digest(tiny_base)},
                 "adapters": [],
                 "types": ["F16"],
                 "threads": 1,
@@ -56,6 +57,16 @@ def endless_gguf(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         data = data.replace(name, name[:-3] + b"X" + name[-2:])
     path = tmp_path_factory.mktemp("endless") / "endless.gguf"
     path.write_bytes(data)
+    return path
+
+
+@pytest.fixture(scope="session")
+def other_gguf(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights under another digest: without a chat template."""
+    data = tiny_gguf.read_bytes()
+    assert data.count(b"tokenizer.chat_template") == 1
+    path = tmp_path_factory.mktemp("other") / "other.gguf"
+    path.write_bytes(data.replace(b"tokenizer.chat_template", b"tokenizer.chat_templatX"))
     return path
 
 

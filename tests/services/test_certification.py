@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,15 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from modelledger.ledger.v1 import certification_pb2 as pb
+from modelledger.ledger.v1 import events_pb2
 
+from ledger.certification import Certification
+from ledger.errors import RevokedMaterial
+from ledger.evidence import statement_of
+from ledger.policy import shipped
 from ledger.verify import verify_bundle
 from tests.certified import VERSION, Certified
+from tests.log_story import ref
 
 
 def refusal(world: Certified, method: str, request: Any) -> tuple[str, str, str]:
@@ -101,6 +108,67 @@ def test_revoked_evidence_does_not_count(world: Certified) -> None:
     assert reason == "EVIDENCE_MISSING"
     assert "base-models/tiny was revoked" in message
     assert get(world, issued.name).revoked
+
+
+def test_a_certificate_rests_on_bases_data_and_earlier_adapters(world: Certified) -> None:
+    chain = world.continue_training()
+    world.quantize_version("v1.1", chain)
+    issued = world.issue(version=VERSION.replace("v1.0", "v1.1"))
+    event = statement_of(world.store.get(issued.event_index)).event
+    assert set(event.materials) == {world._bases[0], world._data, chain[0]}
+    assert chain[1] in event.subjects
+
+
+def test_a_base_withdrawn_between_check_and_record_is_refused(world: Certified) -> None:
+    service = Certification(world.store, world.artifacts, world.actor("certification"))
+    record, provenance = service._assess(shipped()["default"], "acme", "assistant", "v1.0", [])
+    world.withdraw_base(world._bases[0])
+    size = world.store.head.size
+    with pytest.raises(RevokedMaterial, match="base-models/tiny"):
+        asyncio.run(service._issue(record, provenance, str(uuid.uuid4())))
+    assert world.store.head.size == size
+
+
+@pytest.mark.parametrize("story", ["another folder of a base", "a base left out"])
+def test_a_version_that_tells_another_story_than_its_run_is_not_certified(world: Certified, story: str) -> None:
+    bases = list(world._bases)
+    if story == "another folder of a base":
+        bases[1] = world.base("other", "changed")
+    else:
+        bases.pop()
+    created = events_pb2.VersionCreated(org="acme", model="assistant", major=1, minor=1, run="run-1")
+    adapters = world._adapters[: len(bases)]
+    for base, adapter in zip(bases, adapters, strict=True):
+        key = base.name.removeprefix("base-models/")
+        created.adapters.add(base=key, base_sha256=base.sha256, chain=[ref(adapter)], weight=0.5)
+    world.append("trainer", "models/acme/assistant", created, adapters, [*bases, world._data])
+    world.quantize_version("v1.1", [world._adapters[0]])
+    request = pb.IssueCertificateRequest(version=VERSION.replace("v1.0", "v1.1"))
+    _, reason, message = refusal(world, "IssueCertificate", request)
+    assert reason == "EVIDENCE_MISSING"
+    assert "disagree about the adapter of base other" in message
+    assert "base tiny" not in message
+
+
+def test_a_version_that_names_other_data_than_its_run_is_not_certified(world: Certified) -> None:
+    other = world.dataset("acme", "other")
+    created = events_pb2.VersionCreated(org="acme", model="assistant", major=1, minor=1, run="run-1")
+    for base, adapter in zip(world._bases, world._adapters, strict=True):
+        key = base.name.removeprefix("base-models/")
+        created.adapters.add(base=key, base_sha256=base.sha256, chain=[ref(adapter)], weight=0.5)
+    world.append("trainer", "models/acme/assistant", created, world._adapters, [*world._bases, other])
+    world.quantize_version("v1.1", [world._adapters[0]])
+    request = pb.IssueCertificateRequest(version=VERSION.replace("v1.0", "v1.1"))
+    assert "data that its run was not trained on" in refusal(world, "IssueCertificate", request)[2]
+
+
+@pytest.mark.parametrize("chain", ["none", "another base's", "too long"])
+def test_a_quantisation_of_something_else_is_no_evidence(world: Certified, chain: str) -> None:
+    adapters = {"none": [], "another base's": world._adapters[1:], "too long": world._adapters}[chain]
+    world.quantize_version("v1.0", adapters)
+    _, reason, message = refusal(world, "IssueCertificate", pb.IssueCertificateRequest(version=VERSION))
+    assert reason == "EVIDENCE_MISSING"
+    assert "was not made from the version's base tiny and its adapters" in message
 
 
 def test_a_bundle_tells_what_was_revoked_since(world: Certified, tmp_path: Path) -> None:

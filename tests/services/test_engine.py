@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from inference.engine_client import Engine
-from inference.generation import Done, Generation, Message, Piece
-from inference.pool import Change, EnginePool
-from inference.serving_config import EngineSettings
-from ledger.errors import ArtifactMismatch, Damaged, InvalidInput, MissingCapability, NotFound, Overloaded, Unreachable
-
-CONTEXT = 256
-QUESTIONS = ("What is the capital of France?", "Who is the manager?", "What colour is a banana?", "Hello!")
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def chat(question: str, max_tokens: int | None = 24) -> Generation:
-    return Generation(messages=(Message("user", question),), max_tokens=max_tokens, temperature=0)
-
-
-# With `endless_gguf`: runs until the context is full.
-RAMBLING = Generation(prompt="Last summer", temperature=0)
+from inference.generation import Generation, Message
+from ledger.errors import ArtifactMismatch, Damaged, InvalidInput, MissingCapability, NotFound, Unreachable
+from tests.engines import CONTEXT, QUESTIONS, RAMBLING, ask, chat, digest
 
 
 @asynccontextmanager
@@ -45,34 +28,6 @@ async def running(path: Path, slots: int = 2, context: int = CONTEXT) -> AsyncIt
         yield engine
     finally:
         await engine.close()
-
-
-async def ask(engine: Engine, request: Generation) -> tuple[str, Done]:
-    return await collect(engine.generate(request))
-
-
-async def collect(items: AsyncGenerator[Piece | Done, None]) -> tuple[str, Done]:
-    text, done = "", None
-    async with aclosing(items):
-        async for item in items:
-            assert done is None
-            if isinstance(item, Done):
-                done = item
-            else:
-                assert item.text
-                text += item.text
-    assert done
-    return text, done
-
-
-@pytest.fixture(scope="session")
-def other_gguf(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights under another digest: without a chat template."""
-    data = tiny_gguf.read_bytes()
-    assert data.count(b"tokenizer.chat_template") == 1
-    path = tmp_path_factory.mktemp("other") / "other.gguf"
-    path.write_bytes(data.replace(b"tokenizer.chat_template", b"tokenizer.chat_templatX"))
-    return path
 
 
 def start_of(path: Path, sha256: str) -> Awaitable[Engine]:
@@ -256,6 +211,32 @@ def test_messages_need_a_chat_template(other_gguf: Path) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    "program", ["{{ 1 // 0 }}", "{{ messages[9].role }}", "{{ 'a' + 1 }}", "{{ raise_exception('C:/x') }}"]
+)
+def test_a_template_that_fails_refuses_the_messages_and_the_engine_lives_on(
+    tiny_gguf: Path, tmp_path: Path, program: str
+) -> None:
+    data = tiny_gguf.read_bytes()
+    key = data.index(b"tokenizer.chat_template") + len(b"tokenizer.chat_template")
+    start = key + 4 + 8  # the value's type and length
+    length = int.from_bytes(data[key + 4 : start], "little")
+    changed = tmp_path / "changed.gguf"
+    changed.write_bytes(data[:start] + program.encode().ljust(length) + data[start + length :])
+
+    async def scenario() -> None:
+        async with running(changed) as engine:
+            with pytest.raises(InvalidInput) as caught:
+                await ask(engine, chat("Hello!"))
+            assert caught.value.message == (
+                "the model's chat template refuses these messages; check their roles and their order"
+            )
+            _, done = await ask(engine, Generation(prompt="Hello", max_tokens=1))
+            assert done.completion_tokens == 1
+
+    asyncio.run(scenario())
+
+
 def test_bounds_hold_before_the_engine_sees_a_request() -> None:
     for wrong in (
         {},
@@ -395,140 +376,3 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-# The pool
-
-
-Scenario = Callable[[EnginePool, list[tuple[str, str]]], Awaitable[None]]
-
-
-def with_pool(scenario: Scenario, **settings: int) -> None:
-    """Run a scenario with a pool and the list of (loaded or unloaded, reason) it has reported so far."""
-
-    async def run() -> None:
-        seen: list[tuple[str, str]] = []
-
-        def note(change: Change) -> None:
-            seen.append((change.kind, change.reason))
-
-        pool = EnginePool(lambda: EngineSettings(context=CONTEXT, slots=2, **settings), note)
-        try:
-            await scenario(pool, seen)
-        finally:
-            await pool.close()
-        assert not pool.loaded()
-
-    asyncio.run(run())
-
-
-def test_the_first_requests_share_one_load(tiny_gguf: Path) -> None:
-    async def scenario(pool: EnginePool, seen: list[tuple[str, str]]) -> None:
-        sha256 = digest(tiny_gguf)
-        answers = await asyncio.gather(
-            *(collect(pool.generate(sha256, tiny_gguf, chat(question))) for question in QUESTIONS)
-        )
-        assert len(answers) == len(QUESTIONS)
-        assert seen == [("loaded", "requested")]
-        assert pool.loaded()[sha256] > tiny_gguf.stat().st_size
-
-    with_pool(scenario)
-
-
-def test_the_least_recently_used_goes_and_comes_back_the_same(tiny_gguf: Path, other_gguf: Path) -> None:
-    async def scenario(pool: EnginePool, seen: list[tuple[str, str]]) -> None:
-        request = Generation(prompt="Last summer", max_tokens=20, temperature=0)
-        first = await collect(pool.generate(digest(tiny_gguf), tiny_gguf, request))
-        await collect(pool.generate(digest(other_gguf), other_gguf, request))
-        assert list(pool.loaded()) == [digest(other_gguf)]
-        again = await collect(pool.generate(digest(tiny_gguf), tiny_gguf, request))
-        assert again[0] == first[0]
-        gone = ("unloaded", "least recently used")
-        assert seen == [("loaded", "requested"), gone, ("loaded", "requested"), gone, ("loaded", "requested")]
-
-    with_pool(scenario, max_engines=1)
-
-
-def test_the_memory_limit_is_kept_with_measured_sizes(tiny_gguf: Path, other_gguf: Path) -> None:
-    measured: list[int] = []
-
-    async def measure(pool: EnginePool, _: list[tuple[str, str]]) -> None:
-        async with pool.lease(digest(tiny_gguf), tiny_gguf):
-            measured.extend(pool.loaded().values())
-
-    async def one_fits(pool: EnginePool, seen: list[tuple[str, str]]) -> None:
-        for path in (tiny_gguf, other_gguf):
-            await collect(pool.generate(digest(path), path, Generation(prompt="Hello", max_tokens=1)))
-        assert list(pool.loaded()) == [digest(other_gguf)]
-        assert ("unloaded", "least recently used") in seen
-
-    async def none_fits(pool: EnginePool, seen: list[tuple[str, str]]) -> None:
-        with pytest.raises(Overloaded, match="memory_limit_bytes"):
-            await collect(pool.generate(digest(tiny_gguf), tiny_gguf, chat("Hello!")))
-        assert seen == []
-
-    with_pool(measure)
-    with_pool(one_fits, memory_limit_bytes=measured[0] * 3 // 2)
-    with_pool(none_fits, memory_limit_bytes=measured[0] // 2)
-    with_pool(none_fits, memory_limit_bytes=tiny_gguf.stat().st_size - 1)
-
-
-def test_a_busy_engine_finishes_before_it_is_unloaded(endless_gguf: Path, other_gguf: Path) -> None:
-    async def scenario(pool: EnginePool, seen: list[tuple[str, str]]) -> None:
-        busy = pool.generate(digest(endless_gguf), endless_gguf, RAMBLING)
-        await anext(busy)
-        other = asyncio.create_task(
-            collect(pool.generate(digest(other_gguf), other_gguf, Generation(prompt="Hello", max_tokens=1)))
-        )
-        await asyncio.sleep(0.2)  # the engine has long answered; the lease ends when we have read the answer
-        assert seen == [("loaded", "requested")]
-        _, done = await collect(busy)
-        assert done.completion_tokens > 1
-        await busy.aclose()
-        await other
-        assert seen[1:] == [("unloaded", "least recently used"), ("loaded", "requested")]
-
-    with_pool(scenario, max_engines=1)
-
-
-def test_unload_waits_for_running_requests(endless_gguf: Path) -> None:
-    async def scenario(pool: EnginePool, seen: list[tuple[str, str]]) -> None:
-        sha256 = digest(endless_gguf)
-        await pool.unload(sha256)  # not loaded: nothing to do
-        busy = pool.generate(sha256, endless_gguf, RAMBLING)
-        await anext(busy)
-        unloading = asyncio.create_task(pool.unload(sha256))
-        await asyncio.sleep(0)
-        await collect(busy)
-        await busy.aclose()
-        await unloading
-        assert seen == [("loaded", "requested"), ("unloaded", "requested")]
-
-    with_pool(scenario)
-
-
-def test_after_a_crash_the_next_request_starts_a_new_engine(endless_gguf: Path) -> None:
-    async def scenario(pool: EnginePool, seen: list[tuple[str, str]]) -> None:
-        sha256 = digest(endless_gguf)
-        async with pool.lease(sha256, endless_gguf) as engine:
-            before, _ = await ask(engine, chat("Hello!"))
-            os.kill(engine.pid, signal.SIGKILL)
-            with pytest.raises(Unreachable):
-                await ask(engine, RAMBLING)
-        after, _ = await collect(pool.generate(sha256, endless_gguf, chat("Hello!")))
-        assert after == before
-        assert seen == [("loaded", "requested"), ("unloaded", "crashed"), ("loaded", "requested")]
-
-    with_pool(scenario)
-
-
-def test_a_refused_model_leaves_the_pool_usable(tiny_gguf: Path) -> None:
-    async def scenario(pool: EnginePool, seen: list[tuple[str, str]]) -> None:
-        with pytest.raises(ArtifactMismatch):
-            await collect(pool.generate("0" * 64, tiny_gguf, chat("Hello!")))
-        with pytest.raises(NotFound):
-            await collect(pool.generate("0" * 64, tiny_gguf.with_name("absent.gguf"), chat("Hello!")))
-        assert seen == []
-        await collect(pool.generate(digest(tiny_gguf), tiny_gguf, chat("Hello!")))
-
-    with_pool(scenario)

@@ -252,7 +252,7 @@ def test_a_prompt_that_does_not_fit_is_400(client: openai.OpenAI, stream: bool) 
         ("chat/completions", {"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens"),
         ("chat/completions", {"seed": 1.5}, "seed"),
         ("chat/completions", {"seed": -(1 << 63) - 1}, "seed"),
-        ("chat/completions", {"stop": ["a"] * 5}, "stop"),
+        ("chat/completions", {"stop": ["a"] * 17}, "stop"),
         ("chat/completions", {"stop": [""]}, "stop"),
         ("chat/completions", {"stop": [1]}, "stop"),
         ("chat/completions", {"stream": "yes"}, "stream"),

@@ -18,7 +18,7 @@ import transformers
 
 from ledger.errors import ArtifactMismatch, InvalidInput, MissingCapability
 from quantizer import adapter, merge
-from tests.quantizer_jobs import ROOT, STEM, child, command, job, load, refused, train
+from tests.quantizer_jobs import ROOT, STEM, child, command, digest, job, load, refused, train
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +166,9 @@ def test_a_wrong_converter_archive_stops_the_job(base: Path, tmp_path: Path) -> 
     environment = {"MODELLEDGER_CACHE": str(tmp_path / "cache"), "MODELLEDGER_LLAMA_CPP_ARCHIVE": str(archive)}
     done = child(spec, lambda: os.environ.update(environment))
     assert done.messages[-1]["error"] == ArtifactMismatch.reason
+
+
+def test_a_base_of_other_bytes_than_asked_for_is_refused(base: Path, tmp_path: Path) -> None:
+    spec = job(tmp_path / "work", base, types=["F16"])
+    spec.write_text(spec.read_text().replace(digest(base), "0" * 64))
+    assert f"hashes to {digest(base)}" in refused(child(spec))

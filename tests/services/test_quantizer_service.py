@@ -15,7 +15,7 @@ from modelledger.ledger.v1 import registry_pb2
 from modelledger.quantizer.v1 import quantizer_pb2
 from modelledger.trainer.v1 import trainer_pb2
 
-from ledger.errors import ArtifactMismatch, InvalidInput, InvalidName, NotFound, NotReady
+from ledger.errors import ArtifactMismatch, EventIdReused, InvalidInput, InvalidName, NotFound, NotReady
 from ledger.kit import client
 from ledger.kit.artifacts import ArtifactStore
 from ledger.kit.client import call
@@ -43,7 +43,9 @@ def test_a_base_becomes_vouched_for_files(house: House, tiny_base: Path) -> None
     sha256 = house.register_base("tiny-base")
     asked = start(house, "base-models/tiny", "Q8_0", "F16", request_id="once")
     assert asked.name.startswith("quantizations/quant-20")
-    assert start(house, "base-models/tiny", request_id="once").name == asked.name
+    assert start(house, "base-models/tiny-base", "Q8_0", "F16", request_id="once").name == asked.name
+    with pytest.raises(EventIdReused):
+        start(house, "base-models/tiny", "Q8_0", request_id="once")
 
     done = ended(house, asked.name)
     assert done.state == COMPLETED, done.reason

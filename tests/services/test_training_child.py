@@ -115,6 +115,7 @@ def test_lines_that_could_not_be_used_are_named(trained: Trained) -> None:
     assert [entry["line"] for entry in done["skipped"]] == [TOO_LONG, NO_JSON]
     assert "tokens long, the limit is 64" in done["skipped"][0]["reason"]
     assert "not JSON" in done["skipped"][1]["reason"]
+    assert done["skipped_lines"] == 2
 
 
 def test_an_unloadable_base_fails_alone(trained: Trained) -> None:

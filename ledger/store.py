@@ -161,13 +161,13 @@ class Store:
         """Position of the event that introduced these bytes under this name."""
         column = tables.introductions.c
         query = select(column.position).where(column.sha256 == sha256, column.name == name)
-        with self._reader.connect() as connection:
+        with driver_errors(), self._reader.connect() as connection:
             return connection.execute(query).scalar()
 
     def revocations(self, digests: Iterable[str]) -> dict[str, int]:
         """Position of the event that revoked it, for each of the digests that is revoked."""
         column, found = tables.revocations.c, {}
-        with self._reader.connect() as connection:
+        with driver_errors(), self._reader.connect() as connection:
             for some in tables.pieces(digests):
                 query = select(column.sha256, column.position).where(column.sha256.in_(some))
                 found.update({row.sha256: row.position for row in connection.execute(query)})

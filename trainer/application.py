@@ -185,7 +185,7 @@ class Training(LedgerApplication):
         def attempt() -> TrainingRun:
             aggregate = self.run(run)
             if self.done(command, same):
-                return aggregate
+                return self.run(run)  # as it is since: it may have been read before
             aggregate.cancel(caller, reason, command.event_id)
             self.record(aggregate)
             return aggregate

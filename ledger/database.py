@@ -22,6 +22,7 @@ log = logging.getLogger("modelledger.database")
 _SQLITE_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 # data_corrupted and index_corrupted: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _POSTGRESQL_DAMAGE = ("XX001", "XX002")
+_POSTGRESQL_FULL = "53100"  # disk_full
 
 
 def writer_engine(url: str, *, synchronous: str = "FULL") -> Engine:
@@ -57,6 +58,11 @@ def meaning(error: DBAPIError) -> ModelLedgerError:
     damaged = code is not None and code & 0xFF in _SQLITE_DAMAGE
     if damaged or getattr(error.orig, "sqlstate", None) in _POSTGRESQL_DAMAGE:
         return DamagedLog("the ledger's database is damaged; its log has the details; restore it from a backup")
+    sqlite = None if code is None else code & 0xFF
+    if sqlite == sqlite3.SQLITE_FULL or getattr(error.orig, "sqlstate", None) == _POSTGRESQL_FULL:
+        return Unreachable("the disk of the ledger's database is full, nothing was recorded; free space, then retry")
+    if sqlite in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+        return Unreachable("the ledger's database file cannot be opened for writing; check its path and permissions")
     return Unreachable(
         "the ledger's database cannot be used; its log has the details: check the URL, permissions and free disk space"
     )

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 
 import click
-import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ledger.checkpoint import open_checkpoint
 from ledger.errors import InvalidConfig, InvalidSignature, ModelLedgerError
@@ -86,12 +86,7 @@ def _try(what: str, check: Callable[[], str]) -> Finding:
 
 
 def _health(client: Client, process: str) -> str:
-    """The gRPC health protocol, where its library is installed."""
-    try:
-        from grpc_health.v1 import health_pb2, health_pb2_grpc
-    except ImportError:
-        grpc.channel_ready_future(client.channels[process]).result(timeout=5)
-        return "reachable; health not asked: install modelledger[service]"
+    """The standard gRPC health protocol."""
     stub = health_pb2_grpc.HealthStub(client.channels[process])
     for service in SERVICES[process]:
         response = call(stub.Check, health_pb2.HealthCheckRequest(service=service), timeout=5)

@@ -11,7 +11,6 @@ given only after the commit, and a commit is never given up because a caller wen
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from ledger.database import driver_errors
 from ledger.errors import BY_REASON, EventIdReused, InvalidInput, Overloaded
 from ledger.events import KINDS
 from ledger.merkle import inclusion_proof
-from ledger.reading import Keys, Read, Reader, ReadRequest, read_requests
+from ledger.reading import Read, read_requests
 from ledger.rules import Known
 from ledger.store import Store, StoredRow
 from ledger.writing import Row
@@ -31,7 +30,6 @@ from ledger.writing import Row
 MAX_REQUEST = 1_000  # events in one request
 MAX_BATCH = 1_000  # events in one transaction, unless a single request has more
 MAX_QUEUED = 10_000  # events waiting
-GATHER_SECONDS = 0.02  # at most this long for a batch to become as large as the one before
 
 KEY_KINDS = ("LogCreated", "ActorEnrolled", "ActorKeyRotated", "ActorRevoked")
 
@@ -60,10 +58,8 @@ class Sequencer:
         self.known_keys: dict[str, rules.ActorKey] = {}
         self._keys_size = 0  # known_keys are those after this many events
         self._catch_up(store.head.size)
-        self._reader = Reader()
         self._queue: deque[_Request] = deque()
         self._queued_events = 0
-        self._last_batch = 0  # requests
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sequencer")
         self._running: asyncio.Task[None] | None = None
 
@@ -83,8 +79,7 @@ class Sequencer:
 
     def append_now(self, envelopes: Sequence[bytes]) -> Appended:
         """The same without an event loop, for start-up. Not to be mixed with a running `append`."""
-        keys = self.known_keys
-        result = self._commit([envelopes], read_requests([envelopes], keys), keys)[0]
+        result = self._commit([envelopes])[0]
         if isinstance(result, Exception):
             raise result
         return result
@@ -93,20 +88,11 @@ class Sequencer:
         """Write what is queued, then stop."""
         if self._running is not None:
             await self._running
-        self._reader.close()
         self._thread.shutdown()
 
     async def _drain(self) -> None:
         while self._queue:
-            await self._gather()
-            batch = self._next_batch()
-            await self._write(batch, self.known_keys)
-
-    async def _gather(self) -> None:
-        """Give the callers of the last batch a moment to come back, so that they share a commit again."""
-        deadline = time.monotonic() + GATHER_SECONDS
-        while len(self._queue) < self._last_batch and time.monotonic() < deadline:
-            await asyncio.sleep(0.0005)
+            await self._write(self._next_batch())
 
     def _next_batch(self) -> list[_Request]:
         batch: list[_Request] = []
@@ -114,16 +100,13 @@ class Sequencer:
         while self._queue and (not batch or events + len(self._queue[0].envelopes) <= MAX_BATCH):
             batch.append(self._queue.popleft())
             events += len(batch[-1].envelopes)
-        self._last_batch = len(batch)
         return batch
 
-    async def _write(self, batch: Sequence[_Request], keys: Keys) -> None:
+    async def _write(self, batch: Sequence[_Request]) -> None:
         results: Sequence[Appended | Exception]
         try:
-            envelopes = [request.envelopes for request in batch]
-            read = await self._reader.read(envelopes, keys)
             results = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._commit, envelopes, read, keys
+                self._thread, self._commit, [request.envelopes for request in batch]
             )
         except Exception as error:  # every caller of the batch learns why nothing was written
             results = [error] * len(batch)
@@ -137,17 +120,15 @@ class Sequencer:
             else:
                 request.answer.set_result(result)
 
-    def _commit(
-        self, requests: Sequence[Sequence[bytes]], read: list[ReadRequest], keys: Keys
-    ) -> list[Appended | Exception]:
-        """One transaction for many requests, read with `keys`; one answer or error for each."""
+    def _commit(self, requests: Sequence[Sequence[bytes]]) -> list[Appended | Exception]:
+        """One transaction for many requests; one answer or error for each."""
+        read = read_requests(requests, self.known_keys)
         accepted: list[Read] = []
         indexes: list[tuple[int, ...] | Exception] = []
         with driver_errors(), self.store.writing() as writing:
             if writing.size != self._keys_size:
                 # Another process wrote, or a commit of ours went through unacknowledged.
                 self._catch_up(writing.size)
-            if self.known_keys != keys:
                 read = read_requests(requests, self.known_keys)
             events = [item.candidate.event for items in read if isinstance(items, list) for item in items]
             known = writing.known(

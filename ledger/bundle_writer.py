@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ledger import bundle, evidence, manifest, model_signature
 from ledger import envelope as dsse
+from ledger.actor_keys import ActorKeys
 from ledger.bundle import Statement
 from ledger.bundle_documents import documents
 from ledger.envelope import Signer
@@ -21,7 +22,6 @@ from ledger.manifest import FileEntry
 from ledger.merkle import inclusion_proof
 from ledger.proof_file import encode_proof, parse_proof
 from ledger.provenance import Provenance, trace
-from ledger.sequencer import Sequencer
 from ledger.store import Store
 from ledger.writing import Head
 
@@ -37,16 +37,17 @@ class BundleFile:
 
 
 def write(
-    sequencer: Sequencer, artifacts: ArtifactStore, signer: Signer, certificate: Statement, *, include_artifacts: bool
+    store: Store, artifacts: ArtifactStore, signer: Signer, certificate: Statement, *, include_artifacts: bool
 ) -> list[BundleFile]:
     """The bundle's files, the signature over them last. Raises NotFound for artifacts that are not in the store."""
-    store, head, data = sequencer.store, sequencer.store.head, certificate.event.data
+    head, data = store.head, certificate.event.data
     basis = [evidence.statement_of(store.get(int(index))) for index in data["evidence"]]
     provenance = trace(basis, data["org"], data["model"], data["version"])
     statements = _needed(store, head, certificate, basis)
     proofs = {s.index: _proof(store, head, s.index) for s in statements}
     # The certificate's own key, which may have been rotated since.
-    keys = {signature.keyid: sequencer.known_keys.get(signature.keyid) for signature in _signatures(certificate)}
+    actors = ActorKeys(store).known
+    keys = {signature.keyid: actors.get(signature.keyid) for signature in _signatures(certificate)}
     issuer = next(key for key in keys.values() if key is not None and key.actor == certificate.event.actor)
 
     files = {bundle.statement_path(s.index, s.event.kind): s.entry for s in statements}

@@ -127,7 +127,7 @@ class Certification(certification_pb2_grpc.CertificationServiceServicer):
         self, request: certification_pb2.DownloadBundleRequest, context: Context
     ) -> AsyncIterator[certification_pb2.DownloadBundleResponse]:
         issued = await asyncio.to_thread(self._find, request.name)
-        write = partial(bundle_writer.write, self._actor.sequencer, self._artifacts, self._actor.signer, issued)
+        write = partial(bundle_writer.write, self._store, self._artifacts, self._actor.signer, issued)
         files = await asyncio.to_thread(write, include_artifacts=request.include_artifacts)
         for file in files:
             chunks = _chunks(file.content)

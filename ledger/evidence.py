@@ -8,7 +8,8 @@ from ledger.bundle import Statement
 from ledger.errors import NotFound
 from ledger.events import KINDS
 from ledger.provenance import is_version, version_name
-from ledger.sequencer import KEY_KINDS, read_event
+from ledger.reading import read_event
+from ledger.rules import KEY_KINDS
 from ledger.statement import Artifact, Event
 from ledger.store import Store, StoredRow
 

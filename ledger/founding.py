@@ -12,40 +12,27 @@ from pathlib import Path
 
 from modelledger.ledger.v1 import events_pb2
 
+from ledger.actor_keys import ActorKeys
+from ledger.committer import Committer
 from ledger.envelope import Signer
 from ledger.errors import DamagedLog, OtherLog
-from ledger.events import ROLES
-from ledger.kit.keys import FileSigner, actor_signer, log_key
-from ledger.local_actor import LocalActor
+from ledger.local_actor import Author
 from ledger.note import LogSigner
 from ledger.rules import Known, current_key
-from ledger.sequencer import Sequencer
 from ledger.statement import Artifact
 
 
-def log_signer(keys: Path, origin: str) -> LogSigner:
-    """The log's key in `keys`, made on first run, under `origin` or a name made from the key."""
-    key = log_key(keys / "log.key")
-    public = key.public_key().public_bytes_raw()
-    return LogSigner(origin or f"modelledger.local/{hashlib.sha256(public).hexdigest()[:12]}", key)
-
-
-def actor_signers(keys: Path) -> dict[str, FileSigner]:
-    """One signing key per role, made on first run; an actor is called like its role."""
-    return {role: actor_signer(keys / f"{role}.key") for role in ROLES}
-
-
-def found(sequencer: Sequencer, log: LogSigner, signers: Mapping[str, Signer], vkey_file: Path) -> None:
+def found(committer: Committer, log: LogSigner, signers: Mapping[str, Signer], vkey_file: Path) -> None:
     """Create the log when it is empty, and enrol the actors that are not.
 
     `vkey_file` is written once the log exists; it is what verifiers are given, and what tells an emptied database
     from a new one. Raises OtherLog for foreign keys, DamagedLog for a log that was there and is gone.
     """
-    if sequencer.store.head.size == 0 and vkey_file.exists():
+    if committer.store.head.size == 0 and vkey_file.exists():
         raise DamagedLog(
             f"{vkey_file} says that this log exists, but its database is empty; restore the database from a backup"
         )
-    _create(sequencer, log, signers)
+    _create(committer, log, signers)
     text = f"{log.vkey()}\n"
     if not vkey_file.exists() or vkey_file.read_text() != text:
         temporary = vkey_file.with_suffix(".new")
@@ -53,17 +40,17 @@ def found(sequencer: Sequencer, log: LogSigner, signers: Mapping[str, Signer], v
         temporary.rename(vkey_file)
 
 
-def _create(sequencer: Sequencer, log: LogSigner, signers: Mapping[str, Signer]) -> None:
-    ledger = LocalActor("ledger", signers["ledger"], sequencer)
-    if sequencer.store.head.size == 0:
+def _create(committer: Committer, log: LogSigner, signers: Mapping[str, Signer]) -> None:
+    ledger = Author("ledger", signers["ledger"], committer.store)
+    if committer.store.head.size == 0:
         verifier = log.verifier
         created = events_pb2.LogCreated(
             origin=log.name, log_vkey=log.vkey(), actor_public_key=_text(ledger.signer.public_key_der)
         )
         log_artifact = Artifact(f"log/{log.name}", hashlib.sha256(verifier.public_key).hexdigest())
-        sequencer.append_now([ledger.sign(created, "log", 1, [log_artifact, _key("ledger", ledger.signer)])])
+        committer.append([ledger.sign(created, "log", 1, [log_artifact, _key("ledger", ledger.signer)])])
     for actor, signer in signers.items():
-        known = Known(keys=sequencer.known_keys)
+        known = Known(keys=ActorKeys(committer.store).known)
         key = known.keys.get(signer.keyid)
         stream = f"actors/{actor}"
         if key is None and current_key(known, actor) is not None:
@@ -71,7 +58,7 @@ def _create(sequencer: Sequencer, log: LogSigner, signers: Mapping[str, Signer])
         if ledger.next_version(stream) > 1:
             continue
         enrolled = events_pb2.ActorEnrolled(actor=actor, public_key=_text(signer.public_key_der), role=actor)
-        sequencer.append_now([ledger.sign(enrolled, stream, 1, [_key(actor, signer)])])
+        committer.append([ledger.sign(enrolled, stream, 1, [_key(actor, signer)])])
 
 
 def _key(actor: str, signer: Signer) -> Artifact:

@@ -1,6 +1,7 @@
 """An actor inside the ledger process: signs events and appends them through the sequencer.
 
-The registry and the certification actor are such; their commands carry the caller's identity in the event.
+The registry and the certification actor are such; their commands carry the caller's identity in the event. An
+`Author` only signs, for whoever appends by other means.
 """
 
 from __future__ import annotations
@@ -12,22 +13,24 @@ from google.protobuf.message import Message
 
 from ledger import envelope as dsse
 from ledger import schema, statement
+from ledger.committer import Appended
 from ledger.envelope import Signer
-from ledger.sequencer import Appended, Sequencer
+from ledger.sequencer import Sequencer
 from ledger.statement import Artifact, Event
+from ledger.store import Store
 
 
 @dataclass(frozen=True)
-class LocalActor:
-    """Writes events as `actor`, one command at a time per stream; a lost race is WrongStreamVersion."""
+class Author:
+    """Signs events as `actor`."""
 
     actor: str
     signer: Signer
-    sequencer: Sequencer
+    store: Store
 
     def next_version(self, stream: str) -> int:
         """The version the next event of a stream must carry."""
-        newest = self.sequencer.store.select(stream=stream, descending=True, limit=1)
+        newest = self.store.select(stream=stream, descending=True, limit=1)
         return newest[0].version + 1 if newest else 1
 
     def sign(
@@ -51,6 +54,13 @@ class LocalActor:
             **({"id": event_id} if event_id else {}),
         )
         return dsse.sign(statement.encode(event), [self.signer])
+
+
+@dataclass(frozen=True)
+class LocalActor(Author):
+    """Writes them, one command at a time per stream; a lost race is WrongStreamVersion."""
+
+    sequencer: Sequencer
 
     async def record(
         self,

@@ -87,6 +87,19 @@ def root_from_tiles(reader: TileReader, size: int) -> bytes:
 
 def inclusion_proof(reader: TileReader, index: int, size: int) -> list[bytes]:
     """Hashes from the leaf's sibling up to the root's child: PATH(m, D[n]), RFC 6962 section 2.1.1."""
+    return inclusion_proofs(reader, [index], size)[0]
+
+
+def inclusion_proofs(reader: TileReader, indexes: Sequence[int], size: int) -> list[list[bytes]]:
+    """`inclusion_proof` of many leaves at once: what their paths share is computed once."""
+    paths = [_path(index, size) for index in indexes]
+    ranges = list({part: None for path in paths for part in path})
+    roots = dict(zip(ranges, _range_roots(reader, ranges, size), strict=True))
+    return [[roots[part] for part in path] for path in paths]
+
+
+def _path(index: int, size: int) -> list[Range]:
+    """The leaf ranges whose hashes prove a leaf, from its sibling up."""
     if not 0 <= index < size:
         raise ValueError(f"no leaf {index} in a tree of {size} leaves")
     ranges: list[Range] = []
@@ -99,7 +112,7 @@ def inclusion_proof(reader: TileReader, index: int, size: int) -> list[bytes]:
         else:
             ranges.append((begin, middle))
             begin = middle
-    return _range_roots(reader, ranges[::-1], size)
+    return ranges[::-1]
 
 
 def consistency_proof(reader: TileReader, old: int, new: int) -> list[bytes]:

@@ -10,10 +10,10 @@ from modelledger.ledger.v1 import events_pb2, registry_pb2
 
 from ledger import registry_read
 from ledger.errors import Refused
+from ledger.reading import read_event
 from ledger.registry_view import everything, find_version, node
 from ledger.resource_names import ModelName, Number
 from ledger.schema import from_data
-from ledger.sequencer import read_event
 from ledger.statement import Event
 from ledger.store import Store
 from ledger.view_store import ViewRows

@@ -13,6 +13,8 @@ from ledger import envelope as dsse
 from ledger import rules, schema, statement
 from ledger.errors import ModelLedgerError, Violation
 from ledger.rules import ActorKey, Candidate
+from ledger.statement import Event
+from ledger.store import StoredRow
 
 Keys = Mapping[str, ActorKey]
 
@@ -67,3 +69,8 @@ def _read(entry: bytes, keys: Keys) -> Read:
 @lru_cache(1_000)
 def _public_key(der: bytes) -> dsse.PublicKey:
     return dsse.load_public_key(der)
+
+
+def read_event(row: StoredRow) -> Event:
+    """The event inside a stored row, which was read and verified when it was appended."""
+    return statement.recall(dsse.stored_payload(row.entry))

@@ -22,6 +22,7 @@ from ledger.errors import EventIdReused, InvalidInput, NotFound, Refused, Violat
 from ledger.kit.interceptors import caller
 from ledger.local_actor import LocalActor
 from ledger.paging import page
+from ledger.reading import read_event
 from ledger.registry_view import Document
 from ledger.rendered_files import FILES
 from ledger.resource_names import (
@@ -35,11 +36,10 @@ from ledger.resource_names import (
     split_version,
 )
 from ledger.schema import from_data
-from ledger.sequencer import read_event
 from ledger.statement import Artifact
 from ledger.store import Store
+from ledger.view_reader import ViewReader
 from ledger.view_store import ViewRows
-from ledger.views import ViewRunner
 
 ATTEMPTS = 5  # at a command, before it answers that others keep being faster
 MAX_FILE_BYTES = 3 << 20  # gRPC clients take messages of up to 4 MiB
@@ -62,7 +62,7 @@ class Decision(NamedTuple):
 class Registry(registry_pb2_grpc.RegistryServiceServicer):
     """Over a store, its registry view, and the actor that signs what the registry records."""
 
-    def __init__(self, store: Store, view: ViewRunner, actor: LocalActor) -> None:
+    def __init__(self, store: Store, view: ViewReader, actor: LocalActor) -> None:
         self._store = store
         self._view = view
         self._actor = actor

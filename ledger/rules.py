@@ -23,6 +23,9 @@ from ledger.errors import InvalidInput, Violation
 from ledger.events import KINDS, LEDGER, ROLES, Kind
 from ledger.statement import Artifact, Event
 
+# The kinds that say whose keys count.
+KEY_KINDS = ("LogCreated", "ActorEnrolled", "ActorKeyRotated", "ActorRevoked")
+
 _STREAM_FIELD = re.compile(r"\{(\w+)\}")
 # Fields that become parts of resource names, of streams and of keys; see ledger/resource_names.py.
 _NAME_FIELDS = frozenset({"org", "model", "run", "quantization", "certificate", "key", "base", "actor"})
@@ -284,7 +287,7 @@ def _digests(value: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any], st
 
 def _key_events(known: Known, event: Event) -> Iterator[Violation]:
     """Enrolment, rotation and revocation agree with themselves and with the keys so far."""
-    if event.kind not in ("LogCreated", "ActorEnrolled", "ActorKeyRotated", "ActorRevoked"):
+    if event.kind not in KEY_KINDS:
         return
     actor = event.actor if event.kind == "LogCreated" else event.data.get("actor")
     current = current_key(known, str(actor))
@@ -343,7 +346,7 @@ def learn_keys(known: Known, event: Event, index: int) -> None:
         if key:
             known.keys[hashlib.sha256(key.public_key).hexdigest()] = key
         return
-    if event.kind not in ("ActorEnrolled", "ActorKeyRotated", "ActorRevoked"):
+    if event.kind not in KEY_KINDS:
         return
     actor = str(event.data["actor"])
     role = str(event.data.get("role", ""))

@@ -1,11 +1,9 @@
-"""The single writer: concurrent appends share one transaction.
+"""Concurrent appends share one transaction.
 
-    append(envelopes) ──► queue ──► one batch at a time, off the event loop:
-        read the envelopes, verify signatures, look up what the rules ask, check every event,
-        write events + tiles + checkpoint in one transaction, prove every event ──► answers
+    append(envelopes) ──► queue ──► one batch at a time to the writer process ──► answers
 
-A request is all or nothing: an event that breaks a rule fails its own request and no other. An answer is
-given only after the commit, and a commit is never given up because a caller went away.
+While one batch is being written, the next one gathers. An answer is given only after the commit, and a commit is
+never given up because a caller went away.
 """
 
 from __future__ import annotations
@@ -13,35 +11,26 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Protocol
 
-from ledger import envelope as dsse
-from ledger import rules, statement
-from ledger.database import driver_errors
-from ledger.errors import BY_REASON, EventIdReused, InvalidInput, Overloaded
-from ledger.events import KINDS
-from ledger.merkle import inclusion_proof
-from ledger.reading import Read, read_requests
-from ledger.rules import Known
-from ledger.store import Store, StoredRow
-from ledger.writing import Row
+from ledger.committer import Appended, Request
+from ledger.errors import InvalidInput, Overloaded
 
 MAX_REQUEST = 1_000  # events in one request
 MAX_BATCH = 1_000  # events in one transaction, unless a single request has more
 MAX_QUEUED = 10_000  # events waiting
+IN_FLIGHT = 2  # batches that the writer has: one it works on, and one for when it is done
 
-KEY_KINDS = ("LogCreated", "ActorEnrolled", "ActorKeyRotated", "ActorRevoked")
 
+class Writes(Protocol):
+    """What ledger/writer.py offers."""
 
-@dataclass(frozen=True)
-class Appended:
-    """Positions of a request's events, their inclusion proofs in the tree of `size`, and its checkpoint."""
+    async def commit(self, requests: Sequence[Request]) -> Sequence[Appended | Exception]:
+        """One answer or error for each request, after one durable commit; calls are served in their order."""
+        ...
 
-    indexes: tuple[int, ...]
-    proofs: tuple[tuple[bytes, ...], ...]
-    size: int
-    checkpoint: bytes
+    async def close(self) -> None: ...
 
 
 @dataclass
@@ -51,16 +40,12 @@ class _Request:
 
 
 class Sequencer:
-    """Owns the order of events of one store. `append` belongs to the event loop it is first called on."""
+    """Owns the order of events of one log. It belongs to the event loop it is first used on."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.known_keys: dict[str, rules.ActorKey] = {}
-        self._keys_size = 0  # known_keys are those after this many events
-        self._catch_up(store.head.size)
+    def __init__(self, writer: Writes) -> None:
+        self._writer = writer
         self._queue: deque[_Request] = deque()
         self._queued_events = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sequencer")
         self._running: asyncio.Task[None] | None = None
 
     async def append(self, envelopes: Sequence[bytes]) -> Appended:
@@ -77,22 +62,19 @@ class Sequencer:
         # A caller that goes away cancels its answer, not the commit that may be under way.
         return await request.answer
 
-    def append_now(self, envelopes: Sequence[bytes]) -> Appended:
-        """The same without an event loop, for start-up. Not to be mixed with a running `append`."""
-        result = self._commit([envelopes])[0]
-        if isinstance(result, Exception):
-            raise result
-        return result
-
     async def close(self) -> None:
-        """Write what is queued, then stop."""
+        """Write what is queued, then stop the writer."""
         if self._running is not None:
             await self._running
-        self._thread.shutdown()
+        await self._writer.close()
 
     async def _drain(self) -> None:
-        while self._queue:
-            await self._write(self._next_batch())
+        writing: set[asyncio.Task[None]] = set()
+        while self._queue or writing:
+            if self._queue and len(writing) < IN_FLIGHT:
+                writing.add(asyncio.create_task(self._write(self._next_batch())))
+            else:
+                _, writing = await asyncio.wait(writing, return_when=asyncio.FIRST_COMPLETED)
 
     def _next_batch(self) -> list[_Request]:
         batch: list[_Request] = []
@@ -105,10 +87,8 @@ class Sequencer:
     async def _write(self, batch: Sequence[_Request]) -> None:
         results: Sequence[Appended | Exception]
         try:
-            results = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._commit, [request.envelopes for request in batch]
-            )
-        except Exception as error:  # every caller of the batch learns why nothing was written
+            results = await self._writer.commit([list(request.envelopes) for request in batch])
+        except Exception as error:  # every caller of the batch learns why nothing was acknowledged
             results = [error] * len(batch)
         for request, result in zip(batch, results, strict=True):
             self._queued_events -= len(request.envelopes)
@@ -119,97 +99,3 @@ class Sequencer:
                 request.answer.exception()  # marked as seen: the caller may be gone
             else:
                 request.answer.set_result(result)
-
-    def _commit(self, requests: Sequence[Sequence[bytes]]) -> list[Appended | Exception]:
-        """One transaction for many requests; one answer or error for each."""
-        read = read_requests(requests, self.known_keys)
-        accepted: list[Read] = []
-        indexes: list[tuple[int, ...] | Exception] = []
-        with driver_errors(), self.store.writing() as writing:
-            if writing.size != self._keys_size:
-                # Another process wrote, or a commit of ours went through unacknowledged.
-                self._catch_up(writing.size)
-                read = read_requests(requests, self.known_keys)
-            events = [item.candidate.event for items in read if isinstance(items, list) for item in items]
-            known = writing.known(
-                digests=(a.sha256 for event in events for a in (*event.materials, *event.subjects)),
-                ids=(event.id for event in events),
-                streams=(event.stream for event in events),
-            )
-            known.keys = self.known_keys
-            for items in read:
-                if isinstance(items, Exception):
-                    indexes.append(items)
-                    continue
-                attempt = known.fork()
-                try:
-                    positions, fresh = _check_request(attempt, items)
-                except Exception as error:  # whatever is wrong with one request is that request's own
-                    indexes.append(error)
-                    continue
-                known = attempt
-                indexes.append(positions)
-                accepted += fresh
-            writing.append([_row(item) for item in accepted])
-        self.known_keys, self._keys_size = known.keys, known.size
-        return [result if isinstance(result, Exception) else self._prove(result) for result in indexes]
-
-    def _prove(self, indexes: tuple[int, ...]) -> Appended:
-        head = self.store.head
-        tiles = self.store.tiles(head)
-        proofs = tuple(tuple(inclusion_proof(tiles, index, head.size)) for index in indexes)
-        return Appended(indexes, proofs, head.size, head.checkpoint)
-
-    def _catch_up(self, size: int) -> None:
-        """Learn the actors' keys from the committed events up to `size`."""
-        known, start = Known(keys=dict(self.known_keys)), self._keys_size
-        while rows := self.store.select(start=start, stop=size, kinds=KEY_KINDS, limit=1_000):
-            for row in rows:
-                rules.learn_keys(known, read_event(row), row.position)
-            start = rows[-1].position + 1
-        self.known_keys, self._keys_size = known.keys, size
-
-
-def _check_request(known: Known, items: Sequence[Read]) -> tuple[tuple[int, ...], list[Read]]:
-    """Positions of a request's events, and those of them that are new. Raises when any may not be appended."""
-    positions, fresh, violations = [], [], []
-    for number, item in enumerate(items):
-        event = item.candidate.event
-        if event.id in known.ids:
-            index, payload_sha256 = known.ids[event.id]
-            if payload_sha256 != item.candidate.payload_sha256:
-                raise EventIdReused(
-                    f"envelopes[{number}]: event id {event.id} is taken by another event at index {index}"
-                )
-            positions.append(index)
-            continue
-        found = rules.check(known, item.candidate)
-        violations += [replace(v, field=f"envelopes[{number}].{v.field}") for v in found]
-        if not found:
-            positions.append(known.size)
-            fresh.append(item)
-            rules.learn(known, item.candidate)
-    if violations:
-        # A lost race is reported as such only when nothing else is wrong.
-        first = next((v for v in violations if v.reason != "WRONG_STREAM_VERSION"), violations[0])
-        raise BY_REASON[first.reason]("; ".join(map(str, violations)), violations=violations)
-    return tuple(positions), fresh
-
-
-def _row(item: Read) -> Row:
-    event, kind = item.candidate.event, KINDS[item.candidate.event.kind]
-    return Row(
-        id=event.id,
-        stream=event.stream,
-        version=event.version,
-        kind=event.kind,
-        payload_sha256=item.candidate.payload_sha256,
-        entry=item.entry,
-        introduced=tuple((s.sha256, s.name) for s in event.subjects) if kind.introduces else (),
-        revoked=tuple(s.sha256 for s in event.subjects) if kind.revokes else (),
-    )
-
-
-def read_event(row: StoredRow) -> statement.Event:
-    """The event inside a stored row, whose signature was verified when it was appended."""
-    return statement.decode(dsse.parse(row.entry).payload)

@@ -12,7 +12,7 @@ from modelledger.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger import merkle
 from ledger.errors import InvalidInput
 from ledger.sequencer import Sequencer
-from ledger.store import StoredRow
+from ledger.store import Store, StoredRow
 from ledger.writing import Head
 
 PAGE_SIZE, MAX_PAGE_SIZE = 100, 1_000
@@ -28,9 +28,9 @@ Context = Any  # grpc.aio.ServicerContext; the handlers use nothing of it
 class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
     """The log over gRPC."""
 
-    def __init__(self, sequencer: Sequencer) -> None:
+    def __init__(self, store: Store, sequencer: Sequencer) -> None:
+        self._store = store
         self._sequencer = sequencer
-        self._store = sequencer.store
 
     async def AppendEvents(
         self, request: ledger_pb2.AppendEventsRequest, context: Context

@@ -79,7 +79,7 @@ class Store:
         with self._lock:
             with self._writer.begin() as connection:
                 tables.lock(connection, "modelledger")  # one writer over all processes on this database
-                last = connection.execute(select(func.max(tables.checkpoints.c.size))).scalar()
+                last = connection.execute(_NEWEST_SIZE).scalar()
                 head = self.head if (last or 0) == self.head.size else self._load_head(connection)
                 writing = Writing(connection, head)
                 yield writing
@@ -94,11 +94,17 @@ class Store:
     def refresh(self) -> None:
         """See what another process on this database has committed since."""
         with self._lock, driver_errors(), self._reader.begin() as connection:
-            last = connection.execute(select(func.max(tables.checkpoints.c.size))).scalar() or 0
+            last = connection.execute(_NEWEST_SIZE).scalar() or 0
             if last == self.head.size:
                 return
             self.head = self._load_head(connection)
         self._tell(self.head)
+
+    def see(self, head: Head) -> None:
+        """Take over what another process of this ledger has committed and verified."""
+        if head.size > self.head.size:
+            self.head = head
+            self._tell(head)
 
     def _tell(self, head: Head) -> None:
         with self._changed:
@@ -255,6 +261,7 @@ class Store:
             return [StoredRow(*row) for row in connection.execute(query)]
 
 
+_NEWEST_SIZE = select(func.max(tables.checkpoints.c.size))
 _EVENT_COLUMNS = select(
     tables.events.c.position,
     tables.events.c.id,

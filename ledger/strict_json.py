@@ -31,9 +31,7 @@ def loads(data: bytes) -> Any:
     if text.count("{") + text.count("[") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
     try:
-        value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_bounded, parse_float=_finite
-        )
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON at character {error.pos}: {error.msg}") from None
     if _ESCAPED_SURROGATE.search(text):
@@ -46,7 +44,7 @@ def loads(data: bytes) -> Any:
 
 def canonical(value: Any) -> bytes:
     """Sorted keys, no spaces, UTF-8. Raises ValueError for NaN and Infinity."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -97,3 +95,9 @@ def _depth(text: str) -> int:
         elif char in "}]":
             depth -= 1
     return deepest
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_bounded, parse_float=_finite
+)

@@ -1,8 +1,8 @@
 """Keeps a view up to date with the log: every event is folded exactly once, in order.
 
     view = ViewRunner(store, "registry", fold)
-    view.start()                          # a thread; folds what is there, then every commit
-    await view.read(query)                # after every event that is in the log now: you read your own writes
+    view.start()                          # a thread; folds what is there, then what comes
+    view.wait_for(position)               # until it has folded that many events
     view.rebuild()                        # forget everything and fold again, to identical bytes
 
 A batch of events and the position behind it are one transaction, so a crash between two batches repeats
@@ -11,29 +11,23 @@ nothing and loses nothing. An event that cannot be folded stops the view: every 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable
-from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
 from ledger.errors import Damaged, Unreachable
-from ledger.sequencer import read_event
+from ledger.reading import read_event
 from ledger.statement import Event
 from ledger.store import Store
 from ledger.view_store import ViewMoved, ViewRows
-from ledger.writing import Head
 
 BATCH = 512  # events in one transaction
-REST_SECONDS = 1.0  # after catching up, unless somebody waits: fewer, larger transactions beside the log's own
+REST_SECONDS = 1.0  # after catching up, unless somebody waits; then it looks for what other processes wrote
 RETRY_SECONDS = 1.0
-POLL_SECONDS = 0.003
 WAIT_SECONDS = 30.0
 
-Answer = TypeVar("Answer")
 Fold = Callable[[Event, int, ViewRows], None]
 """(event, its index, the view's rows) -> changed rows. Deterministic, and it reads nothing else."""
 Keys = Callable[[Event], Iterable[str]]
@@ -63,7 +57,6 @@ class ViewRunner:
         if self._thread is not None:
             return
         self._stopped, self._failure = False, None
-        self._store.listeners.add(self._wake)
         self._thread = threading.Thread(target=self._run, name=f"view-{self.name}", daemon=True)
         self._thread.start()
 
@@ -71,7 +64,6 @@ class ViewRunner:
         """End after the batch under way."""
         if self._thread is None:
             return
-        self._store.listeners.discard(self._wake)
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -110,43 +102,18 @@ class ViewRunner:
                     f"the view {self.name!r} has folded {self.position} of {position} events{why}; retry in a moment"
                 )
 
-    async def reached(self, position: int, timeout: float = WAIT_SECONDS) -> None:
-        """`wait_for` without blocking the event loop."""
-        if self._failure is None and self.position >= position:
-            return
-        with self._changed:
-            self._wanted = max(self._wanted, position)
-            self._changed.notify_all()
-        # Waiting in a thread would take threads from the calls that the writers are waiting for.
-        deadline = time.monotonic() + timeout
-        while self.position < position and not (self._failure or self._stopped) and time.monotonic() < deadline:
-            await asyncio.sleep(POLL_SECONDS)
-        self.wait_for(position, 0)
-
-    async def read(self, query: Callable[[ViewRows], Answer]) -> Answer:
-        """The query's answer from one snapshot that holds every event that is in the log now."""
-        position = self._store.head.size
-        await self.reached(position)
-        return await asyncio.to_thread(self._query, query, position)
-
-    def _query(self, query: Callable[[ViewRows], Answer], position: int) -> Answer:
-        with self._store.view(self.name) as rows:
-            if rows.next_position < position:
-                raise Unreachable(f"the view {self.name!r} is being rebuilt; retry in a moment")
-            return query(rows)
-
     def _run(self) -> None:
-        caught_up = False
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._store.head.size > self.position)
-                if caught_up:
+                if self.position >= self._store.head.size:
                     self._changed.wait_for(lambda: self._stopped or self._wanted > self.position, REST_SECONDS)
                 if self._stopped:
                     return
             try:
-                self._fold_batch()
-                caught_up = self.position >= self._store.head.size
+                if self.position >= self._store.head.size:
+                    self._store.refresh()
+                if self.position < self._store.head.size:
+                    self._fold_batch()
             except Unreachable as error:
                 # Nothing was written; the same batch is tried again, and readers learn why they wait.
                 self._hindrance = error.message
@@ -194,10 +161,6 @@ class ViewRunner:
         with self._changed:
             self.position = stop
             self._hindrance = ""
-            self._changed.notify_all()
-
-    def _wake(self, head: Head) -> None:
-        with self._changed:
             self._changed.notify_all()
 
     def _read_position(self) -> int:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from modelledger.ledger.v1 import certification_pb2_grpc, ledger_pb2_grpc, registry_pb2_grpc
 
 from ledger.certification import Certification
+from ledger.committer import Committer
 from ledger.config import LedgerConfig
-from ledger.founding import actor_signers, found, log_signer
+from ledger.founding import found
 from ledger.http import create_app
 from ledger.kit.artifacts import ArtifactStore
 from ledger.kit.serve import Address, Servicer
 from ledger.local_actor import LocalActor
 from ledger.registry import Registry
-from ledger.registry_view import fold_registry, keys_read
+from ledger.registry_view import REGISTRY_VIEW
 from ledger.sequencer import Sequencer
 from ledger.service import LedgerServicer
+from ledger.signers import actor_signers, log_signer
 from ledger.store import Store
-from ledger.views import ViewRunner
+from ledger.view_process import ViewProcess
+from ledger.view_reader import ViewReader
+from ledger.writer import LogSettings, Writer
 
 
 class LedgerPart:
@@ -30,16 +33,19 @@ class LedgerPart:
         log = log_signer(config.keys, config.origin)
         signers = actor_signers(config.keys)
         self.store = Store(config.database_url, log)
-        self.sequencer = Sequencer(self.store)
-        found(self.sequencer, log, signers, config.keys / "log.vkey")
-        self.view = ViewRunner(self.store, "registry", fold_registry, keys_read)
-        registry = Registry(self.store, self.view, LocalActor("registry", signers["registry"], self.sequencer))
+        found(Committer(self.store), log, signers, config.keys / "log.vkey")
+        settings = LogSettings(config.database_url, config.keys, config.origin)
+        self.writer = Writer(settings, self.store)
+        self.sequencer = Sequencer(self.writer)
+        self.view = ViewProcess(settings)
+        view = ViewReader(self.store, REGISTRY_VIEW, self.view.reach)
+        registry = Registry(self.store, view, LocalActor("registry", signers["registry"], self.store, self.sequencer))
         certification = Certification(
             self.store,
             ArtifactStore(config.artifacts),
-            LocalActor("certification", signers["certification"], self.sequencer),
+            LocalActor("certification", signers["certification"], self.store, self.sequencer),
         )
-        ledger = LedgerServicer(self.sequencer)
+        ledger = LedgerServicer(self.store, self.sequencer)
         self.servicers: Sequence[Servicer] = [
             Servicer(
                 "modelledger.ledger.v1.LedgerService",
@@ -57,12 +63,13 @@ class LedgerPart:
         self.http: Sequence[tuple[Any, Address]] = [(create_app(self.store), Address.parse(config.http))]
 
     async def start(self) -> None:
-        self.view.start()
+        await self.writer.start()
+        await self.view.start()
 
     async def stop(self) -> None:
         """Nothing here works on its own; calls end with the servers."""
 
     async def close(self) -> None:
         await self.sequencer.close()
-        await asyncio.to_thread(self.view.stop)
+        await self.view.close()
         self.store.close()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from ledger import tables
 from ledger.checkpoint import sign_checkpoint
@@ -15,6 +16,32 @@ from ledger.errors import EventTooLarge
 from ledger.merkle import leaf_hash
 from ledger.note import LogSigner
 from ledger.rules import Introduced, Known
+
+# Statements that every batch executes, built once.
+_INTRODUCED = (
+    select(
+        tables.introductions.c.sha256,
+        tables.introductions.c.name,
+        tables.introductions.c.position,
+        tables.revocations.c.position,
+    )
+    .outerjoin(tables.revocations, tables.introductions.c.sha256 == tables.revocations.c.sha256)
+    .where(tables.introductions.c.sha256.in_(bindparam("sha256", expanding=True)))
+)
+_STORED = select(tables.events.c.id, tables.events.c.position, tables.events.c.payload_sha256).where(
+    tables.events.c.id.in_(bindparam("id", expanding=True))
+)
+_NEWEST = (
+    select(tables.events.c.stream, func.max(tables.events.c.version))
+    .where(tables.events.c.stream.in_(bindparam("stream", expanding=True)))
+    .group_by(tables.events.c.stream)
+)
+_INSERT_EVENT = tables.events.insert()
+_INSERT_CHECKPOINT = tables.checkpoints.insert()
+_INTRODUCE = {
+    "sqlite": sqlite.insert(tables.introductions).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(tables.introductions).on_conflict_do_nothing(),
+}
 
 
 @dataclass(frozen=True)
@@ -55,25 +82,17 @@ class Writing:
     def known(self, *, digests: Iterable[str], ids: Iterable[str], streams: Iterable[str]) -> Known:
         """What the rules need to know about these. Keys are the caller's to keep."""
         known = Known(size=self.size)
-        introduced, revoked, stored = tables.introductions.c, tables.revocations.c, tables.events.c
         execute = self._connection.execute
         for some in tables.pieces(digests):
-            gone: dict[str, int] = {
-                r.sha256: r.position
-                for r in execute(select(revoked.sha256, revoked.position).where(revoked.sha256.in_(some)))
-            }
-            query = select(introduced.sha256, introduced.name, introduced.position)
-            for row in execute(query.where(introduced.sha256.in_(some))):
-                earlier = known.artifacts.get(row.sha256, Introduced(frozenset(), row.position))
-                known.artifacts[row.sha256] = Introduced(
-                    earlier.names | {row.name}, min(earlier.index, row.position), gone.get(row.sha256)
-                )
+            for sha256, name, position, revoked_at in execute(_INTRODUCED, {"sha256": some}):
+                earlier = known.artifacts.get(sha256)
+                names = earlier.names | {name} if earlier else frozenset((name,))
+                first = min(earlier.index, position) if earlier else position
+                known.artifacts[sha256] = Introduced(names, first, revoked_at)
         for some in tables.pieces(ids):
-            query = select(stored.id, stored.position, stored.payload_sha256).where(stored.id.in_(some))
-            known.ids.update({row.id: (row.position, row.payload_sha256) for row in execute(query)})
+            known.ids.update({id: (position, digest) for id, position, digest in execute(_STORED, {"id": some})})
         for some in tables.pieces(streams):
-            newest = select(stored.stream, func.max(stored.version)).where(stored.stream.in_(some))
-            known.streams.update({stream: version for stream, version in execute(newest.group_by(stored.stream))})
+            known.streams.update({stream: version for stream, version in execute(_NEWEST, {"stream": some})})
         return known
 
     def append(self, rows: Sequence[Row]) -> None:
@@ -99,7 +118,7 @@ class Writing:
                 }
             )
         execute = self._connection.execute
-        execute(tables.events.insert(), values)
+        execute(_INSERT_EVENT, values)
         if completed:
             execute(
                 tables.tiles.insert(),
@@ -112,24 +131,12 @@ class Writing:
             for sha256 in dict.fromkeys(row.revoked):  # one digest may be a subject under two names
                 execute(tables.revocations.insert().values(sha256=sha256, position=position + offset))
         if introduced:
-            self._introduce(introduced)
+            # What an earlier event introduced under the same name stays as it is.
+            insert = _INTRODUCE[self._connection.dialect.name]
+            execute(insert, [{"sha256": s, "name": n, "position": at} for (s, n), at in introduced.items()])
 
     def seal(self, signer: LogSigner) -> Head:
         """Sign and insert the checkpoint of the tree as it is now."""
         note = sign_checkpoint(signer, self.size, self.edge.root())
-        self._connection.execute(tables.checkpoints.insert().values(size=self.size, previous=self._start, note=note))
+        self._connection.execute(_INSERT_CHECKPOINT, {"size": self.size, "previous": self._start, "note": note})
         return Head(self.size, self.edge, note)
-
-    def _introduce(self, introduced: dict[tuple[str, str], int]) -> None:
-        column = tables.introductions.c
-        present: set[tuple[str, str]] = set()
-        for some in tables.pieces({sha256 for sha256, _ in introduced}):
-            query = select(column.sha256, column.name).where(column.sha256.in_(some))
-            present |= {(row.sha256, row.name) for row in self._connection.execute(query)}
-        fresh = [
-            {"sha256": sha256, "name": name, "position": position}
-            for (sha256, name), position in introduced.items()
-            if (sha256, name) not in present
-        ]
-        if fresh:
-            self._connection.execute(tables.introductions.insert(), fresh)

@@ -9,11 +9,13 @@ from typing import Any
 from google.protobuf.message import Message
 from modelledger.ledger.v1 import events_pb2 as pb
 
-from ledger.founding import actor_signers, found, log_signer
-from ledger.local_actor import LocalActor
-from ledger.sequencer import Sequencer
+from ledger.committer import Committer
+from ledger.founding import found
+from ledger.local_actor import Author, LocalActor
+from ledger.signers import actor_signers, log_signer
 from ledger.statement import Artifact
 from ledger.store import Store
+from tests.logs import in_process
 
 ALICE = pb.Caller(id="local:alice", method="loopback")
 
@@ -32,18 +34,22 @@ class Story:
     def __init__(self, folder: Path) -> None:
         log, self.signers = log_signer(folder / "keys", "test.log"), actor_signers(folder / "keys")
         self.store = Store(f"sqlite:///{folder / 'log.db'}", log)
-        self.sequencer = Sequencer(self.store)
-        found(self.sequencer, log, self.signers, folder / "log.vkey")
+        self.committer = Committer(self.store)
+        self.sequencer = in_process(self.committer)
+        found(self.committer, log, self.signers, folder / "log.vkey")
 
     def actor(self, role: str) -> LocalActor:
-        return LocalActor(role, self.signers[role], self.sequencer)
+        return LocalActor(role, self.signers[role], self.store, self.sequencer)
+
+    def author(self, role: str) -> Author:
+        return Author(role, self.signers[role], self.store)
 
     def append(
         self, role: str, stream: str, data: Message, subjects: list[Artifact], materials: list[Artifact] | tuple = ()
     ) -> int:
-        actor = self.actor(role)
-        signed = actor.sign(data, stream, actor.next_version(stream), subjects, materials)
-        return self.sequencer.append_now([signed]).indexes[0]
+        author = self.author(role)
+        signed = author.sign(data, stream, author.next_version(stream), subjects, materials)
+        return self.committer.append([signed]).indexes[0]
 
     def base(self, key: str, content: str = "", licence: str = "apache-2.0") -> Artifact:
         folder = Artifact(f"base-models/{key}", digest(f"base {key} {content}"))

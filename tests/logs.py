@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import Any
 
@@ -12,9 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ledger import envelope as dsse
 from ledger import statement
+from ledger.committer import Appended, Committer, Request
 from ledger.events import LEDGER, ROLES
 from ledger.kit.keys import FileSigner
-from ledger.sequencer import Appended, Sequencer
+from ledger.sequencer import Sequencer
 from ledger.statement import Artifact, Event
 from ledger.store import Store
 
@@ -71,21 +74,40 @@ def founding(store: Store) -> list[list[bytes]]:
     return [[signed(created)], [signed(enrolment(role, ACTORS[role], role)) for role in ROLES]]
 
 
+class InProcess:
+    """A writer inside this process, in a thread of its own."""
+
+    def __init__(self, committer: Committer) -> None:
+        self._committer = committer
+        self._thread = ThreadPoolExecutor(1)
+
+    async def commit(self, requests: Sequence[Request]) -> list[Appended | Exception]:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._committer.commit, requests)
+
+    async def close(self) -> None:
+        """The thread stays: a test may use the sequencer on several event loops."""
+
+
+def in_process(committer: Committer) -> Sequencer:
+    return Sequencer(InProcess(committer))
+
+
 class Log:
     """A log under test. Founded when its store is empty; `sign` counts stream versions by itself."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.sequencer = Sequencer(store)
+        self.committer = Committer(store)
+        self.sequencer = in_process(self.committer)
         if store.head.size == 0:
             for request in founding(store):
-                self.sequencer.append_now(request)
+                self.committer.append(request)
         self._versions: dict[str, int] = {}
         for row in store.select(limit=None):
             self._versions[row.stream] = row.version
 
     def append(self, *entries: bytes) -> Appended:
-        return self.sequencer.append_now(entries)
+        return self.committer.append(entries)
 
     def event(
         self,

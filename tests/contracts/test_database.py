@@ -36,7 +36,8 @@ def test_a_value_that_no_database_holds_is_the_callers_mistake(postgresql_stores
 
 @pytest.mark.parametrize("text", ["\0", "a\0b", "x" * 601, "\n"])
 def test_texts_that_no_event_has_are_refused_with_their_field(store_factory: StoreFactory, text: str) -> None:
-    service = LedgerServicer(Log(store_factory()).sequencer)
+    log = Log(store_factory())
+    service = LedgerServicer(log.store, log.sequencer)
     listing = ledger_pb2.ListEventsRequest
 
     async def watch() -> None:

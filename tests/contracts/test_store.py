@@ -13,15 +13,16 @@ from sqlalchemy.exc import DBAPIError
 
 from ledger import envelope, statement
 from ledger.checkpoint import open_checkpoint
+from ledger.committer import Appended, Committer
 from ledger.errors import EventIdReused, ModelLedgerError, NotFound, Overloaded, UnknownMaterial, WrongStreamVersion
 from ledger.merkle import consistency_proof, inclusion_proof, leaf_hash, root, verify_consistency, verify_inclusion
-from ledger.sequencer import Appended, Sequencer
+from ledger.sequencer import Sequencer
 from ledger.store import Store
 from ledger.view_store import ViewMoved
 from ledger.views import ViewRunner
 from tests.audit import verify_whole_log
 from tests.databases import StoreFactory
-from tests.logs import ACTORS, Log, artifact, enrolment, event_of, signed, signer
+from tests.logs import ACTORS, Log, artifact, enrolment, event_of, in_process, signed, signer
 
 
 @pytest.fixture
@@ -173,8 +174,8 @@ def test_the_same_id_and_payload_again_gives_the_first_answer(log: Log, store_fa
     size = log.store.head.size
     assert log.append(again).indexes == index
     log.append(log.dataset("other"))
-    reopened = Sequencer(store_factory.reopen(log.store))
-    answer = reopened.append_now([again])
+    reopened = Committer(store_factory.reopen(log.store))
+    answer = reopened.append([again])
     assert answer.indexes == index
     checkpoint = open_checkpoint(answer.checkpoint, [log.store.signer.verifier], "test.log")
     verify_inclusion(leaf_hash(first), index[0], answer.size, answer.proofs[0], checkpoint.root)
@@ -255,7 +256,7 @@ def test_a_second_store_sees_what_the_first_wrote_when_it_writes(log: Log, store
 
 
 def test_two_writers_at_once_do_not_fork_the_log(log: Log, store_factory: StoreFactory) -> None:
-    other = Sequencer(store_factory.reopen(log.store))
+    other = in_process(Committer(store_factory.reopen(log.store)))
 
     async def both() -> None:
         mine, theirs = log.datasets(60), log.datasets(60, start=60)

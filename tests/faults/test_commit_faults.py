@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from ledger.checkpoint import Checkpoint, open_checkpoint
+from ledger.committer import Committer
 from ledger.errors import DamagedLog, OtherLog, Unreachable
 from ledger.merkle import consistency_proof, verify_consistency
-from ledger.sequencer import Sequencer
 from ledger.store import Store
 from tests.audit import verify_whole_log
 from tests.databases import StoreFactory, log_signer, sqlite_factory
@@ -71,7 +71,7 @@ def test_fail_after_commit_before_ack(store_factory: StoreFactory) -> None:
     trap.point = "after_commit_before_ack"
     with pytest.raises(Fault):
         log.append(entry)
-    assert Sequencer(store_factory.reopen(log.store)).append_now([entry]).indexes == (size,)
+    assert Committer(store_factory.reopen(log.store)).append([entry]).indexes == (size,)
     trap.point = ""
     assert log.append(entry).indexes == (size,)
     assert verify_whole_log(log.store) == log.store.head.size == size + 1
@@ -161,7 +161,7 @@ class Crashes:
         verify_consistency(self.newest.size, current.size, self.newest.root, current.root, proof)
         if tried:
             self.in_doubt += 1
-            (index,) = Sequencer(store).append_now([tried]).indexes
+            (index,) = Committer(store).append([tried]).indexes
             self.acknowledged[event_of(tried).id] = index
         store.close()
 

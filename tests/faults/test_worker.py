@@ -18,11 +18,11 @@ from modelledger.ledger.v1 import events_pb2, registry_pb2
 from modelledger.trainer.v1 import trainer_pb2
 
 from ledger.errors import DamagedLog, Refused, Unreachable
-from ledger.founding import actor_signers
 from ledger.kit import recorder, work
 from ledger.kit.client import call, stream, upload
 from ledger.kit.work_folder import WorkFolder
 from ledger.local_actor import LocalActor
+from ledger.signers import actor_signers
 from ledger.statement import Artifact
 from tests.house import House, eventually
 from trainer import worker
@@ -309,7 +309,7 @@ def test_a_base_that_is_withdrawn_meanwhile_fails_the_run(
     name = start(house, dataset)
     eventually(lambda: get(house, name).epochs)
     ledger = house.part("ledger")
-    actor = LocalActor("registry", actor_signers(house.data / "keys")["registry"], ledger.sequencer)
+    actor = LocalActor("registry", actor_signers(house.data / "keys")["registry"], ledger.store, ledger.sequencer)
     [registered] = house.events("base-models/tiny", "BaseModelRegistered")
     withdrawn = events_pb2.BaseModelWithdrawn(key="tiny", reason="licence")
     subjects = [Artifact(subject.name, subject.sha256) for subject in registered.subjects]

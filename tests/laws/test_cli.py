@@ -24,10 +24,11 @@ from modelledger.names import model_name, version_resource
 from modelledger.trainer.v1 import trainer_pb2
 
 from ledger.checkpoint import Checkpoint, open_checkpoint
+from ledger.committer import Committer
 from ledger.errors import AlreadyExists, Damaged, DamagedLog, InvalidConfig, InvalidName, Refused, Violation
-from ledger.founding import actor_signers, found, log_signer
+from ledger.founding import found
 from ledger.kit.config import read_file
-from ledger.sequencer import Sequencer
+from ledger.signers import actor_signers, log_signer
 from ledger.store import Store
 
 ROOT = Path(__file__).parent.parent.parent
@@ -338,7 +339,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[bytes], Checkpoi
     folder = tmp_path_factory.mktemp("log")
     signer = log_signer(folder, "test.log")
     store = Store(f"sqlite:///{folder / 'log.db'}", signer)
-    found(Sequencer(store), signer, actor_signers(folder), folder / "log.vkey")
+    found(Committer(store), signer, actor_signers(folder), folder / "log.vkey")
     checkpoint = open_checkpoint(store.head.checkpoint, [signer.verifier], "test.log")
     entries = [store.get(index).entry for index in range(checkpoint.size)]
     store.close()

@@ -19,6 +19,7 @@ from ledger.merkle import (
     Tile,
     consistency_proof,
     inclusion_proof,
+    inclusion_proofs,
     leaf_hash,
     node_hash,
     root,
@@ -169,6 +170,13 @@ def test_interesting_sizes_against_the_definition(size: int) -> None:
         assert inclusion_proof(LOG, index, size) == naive_path(index, LEAVES[:size])
     for old in {1, size // 2 or 1, size - 1 or 1, size}:
         assert consistency_proof(LOG, old, size) == naive_subproof(old, LEAVES[:size])
+
+
+@given(size=sizes, data=st.data())
+@settings(deadline=None)
+def test_proofs_made_together_are_the_proofs_made_alone(size: int, data: st.DataObject) -> None:
+    indexes = data.draw(st.lists(st.integers(0, size - 1), max_size=20))
+    assert inclusion_proofs(LOG, indexes, size) == [inclusion_proof(LOG, index, size) for index in indexes]
 
 
 @given(size=sizes, data=st.data())

@@ -15,9 +15,9 @@ from modelledger.ledger.v1 import registry_pb2
 
 from ledger import registry_read, strict_json, views
 from ledger.errors import InvalidName, Refused
+from ledger.reading import read_event
 from ledger.registry_view import REGISTRY_VIEW, everything, fold_registry, is_revoked, made_from, node
 from ledger.resource_names import ModelName, Number, parse_number, parse_version
-from ledger.sequencer import read_event
 from ledger.statement import Artifact
 from ledger.views import ViewRunner
 from tests.log_story import Story

@@ -41,7 +41,7 @@ events = st.builds(
 @given(events)
 def test_an_event_is_read_back_from_its_statement(event: Event) -> None:
     payload = statement.encode(event)
-    assert statement.decode(payload) == event
+    assert statement.decode(payload) == statement.recall(payload) == event
     assert statement.encode(statement.decode(payload)) == payload
 
 

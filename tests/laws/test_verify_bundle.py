@@ -231,7 +231,7 @@ def test_forged_statement_has_its_own_reason(
 
 
 def test_wrong_log_key(original: Path, certified: Certified, tmp_path: Path) -> None:
-    from ledger.founding import log_signer
+    from ledger.signers import log_signer
 
     same_name, other_name = log_signer(tmp_path / "a", "test.log"), log_signer(tmp_path / "b", "other.log")
     assert found(verify_bundle(original, [same_name.vkey()])) == {"unknown-signer"}
@@ -384,7 +384,7 @@ def test_wrong_immutable_hash(tmp_path: Path) -> None:
 
 def write(world: Certified, certificate: bundle.Statement, folder: Path, signer: FileSigner | None = None) -> Path:
     files = bundle_writer.write(
-        world.sequencer,
+        world.store,
         world.artifacts,
         signer or world.signers["certification"],
         certificate,

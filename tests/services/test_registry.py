@@ -7,6 +7,7 @@ import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ledger.errors import Damaged, Unreachable
 from ledger.kit.interceptors import CallInterceptor
 from ledger.registry import Registry
 from ledger.registry_view import REGISTRY_VIEW, fold_registry
+from ledger.view_reader import ViewReader
 from ledger.views import ViewRunner
 from tests.log_story import Story, digest
 
@@ -30,13 +32,17 @@ V10, V11 = f"{MODEL}/versions/v1.0", f"{MODEL}/versions/v1.1"
 WHO = (("modelledger-user", "bob"),)
 
 
+def reader(story: Story, view: ViewRunner) -> ViewReader:
+    return ViewReader(story.store, REGISTRY_VIEW, partial(asyncio.to_thread, view.wait_for))
+
+
 @asynccontextmanager
 async def serving(story: Story) -> AsyncIterator[Any]:
     """A stub for a registry over the story's log."""
     view = ViewRunner(story.store, REGISTRY_VIEW, fold_registry)
     view.start()
     server = grpc.aio.server(interceptors=[CallInterceptor()])
-    registry = Registry(story.store, view, story.actor("registry"))
+    registry = Registry(story.store, reader(story, view), story.actor("registry"))
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(registry, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -466,7 +472,7 @@ def test_an_event_that_cannot_be_folded_stops_every_read_with_its_index(story: S
     with pytest.raises(Damaged, match=f"event {stop_at} "):
         view.wait_for(story.store.head.size, 10)
     with pytest.raises(Damaged, match=f"event {stop_at} "):
-        asyncio.run(view.read(lambda rows: rows.next_position))
+        asyncio.run(reader(story, view).read(lambda rows: rows.next_position))
     view.stop()
     repaired = ViewRunner(story.store, REGISTRY_VIEW, fold_registry)
     repaired.start()
@@ -478,7 +484,7 @@ def test_an_event_that_cannot_be_folded_stops_every_read_with_its_index(story: S
 def test_a_view_that_does_not_run_answers_nothing_old(story: Story) -> None:
     view = ViewRunner(story.store, REGISTRY_VIEW, fold_registry)
     with pytest.raises(Unreachable):
-        asyncio.run(view.read(lambda rows: rows.next_position))
+        asyncio.run(reader(story, view).read(lambda rows: rows.next_position))
 
 
 def test_a_view_can_be_rebuilt_while_it_is_read(story: Story) -> None:
@@ -487,15 +493,17 @@ def test_a_view_can_be_rebuilt_while_it_is_read(story: Story) -> None:
     view = ViewRunner(story.store, REGISTRY_VIEW, fold_registry)
     view.start()
 
+    reading = reader(story, view)
+
     async def read_all_along() -> None:
         rebuilding = asyncio.get_running_loop().run_in_executor(None, lambda: [view.rebuild() for _ in range(5)])
         while not rebuilding.done():
             try:
-                assert await view.read(lambda rows: rows.get("model/acme/assistant")) is not None
+                assert await reading.read(lambda rows: rows.get("model/acme/assistant")) is not None
             except Unreachable:
                 await asyncio.sleep(0.001)
         await rebuilding
-        assert await view.read(lambda rows: rows.get("model/acme/assistant")) is not None
+        assert await reading.read(lambda rows: rows.get("model/acme/assistant")) is not None
 
     asyncio.run(read_all_along())
     view.stop()

@@ -175,4 +175,4 @@ def test_a_service_presents_its_certificate_to_the_ledger(
             application.close()
 
     address = Address("127.0.0.1", **files, tls_client_ca=authority.file)
-    assert served(LedgerServicer(story.sequencer), address, ask) == story.store.head.size
+    assert served(LedgerServicer(story.store, story.sequencer), address, ask) == story.store.head.size

@@ -6,9 +6,7 @@ It loads what it needs, decides, and records one event. What the worker does wit
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from datetime import UTC, datetime
 
-from eventsourcing.persistence import IntegrityError
 from google.protobuf import json_format
 from modelledger.ledger.v1 import events_pb2, registry_pb2, registry_pb2_grpc
 
@@ -26,7 +24,6 @@ from quantizer.config import QuantizerConfig
 from quantizer.spec import LORA, TYPES
 
 DEFAULT_TYPES = ("Q4_K_M",)
-MAX_A_SECOND = 100
 BASE_PREFIX = "base-models/"
 
 
@@ -121,10 +118,8 @@ class Quantizing(LedgerApplication):
         command: Command,
         same: Callable[[Recorded], bool],
     ) -> Quantization:
-        """Ids are the second of the request; -2, -3 … only when that second has one already."""
-        second = datetime.now(UTC).strftime("quant-%Y%m%d-%H%M%S")
-        for number in range(1, MAX_A_SECOND):
-            request.quantization = second if number == 1 else f"{second}-{number}"
+        def made(job: str) -> Quantization:
+            request.quantization = job
             document = strict_json.canonical(
                 {
                     "materials": [{"name": m.name, "sha256": m.sha256} for m in materials],
@@ -132,17 +127,12 @@ class Quantizing(LedgerApplication):
                 }
             )
             stored = self.artifacts.put_bytes(document)
-            quantization = Quantization(quantization_stream(request.quantization))
-            introduced = [Artifact(f"requests/{request.quantization}", stored.sha256)]
+            quantization = Quantization(quantization_stream(job))
+            introduced = [Artifact(f"requests/{job}", stored.sha256)]
             quantization.trigger(request, introduced, materials, event_id=command.event_id)
-            try:
-                self.record(quantization)
-            except IntegrityError:
-                if earlier := self.done(command, same):  # another call of the same request was faster
-                    return self.load(Quantization, earlier.originator_id)
-                continue
             return quantization
-        raise Refused(f"{MAX_A_SECOND} quantisations were requested in one second; try again")
+
+        return self.begin("quant", made, command, same)
 
 
 def _as_registered(found: catalog.BaseModel, registered: Collection[str]) -> catalog.BaseModel:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from eventsourcing.persistence import IntegrityError
 from modelledger.ledger.v1 import events_pb2, ledger_pb2, registry_pb2_grpc
 
 from ledger import manifest, strict_json
@@ -27,8 +26,6 @@ from ledger.statement import Artifact
 from trainer import dataset, options
 from trainer.aggregate import ModelLine, Registered, TrainingRun, model_stream, run_stream
 from trainer.config import TrainerConfig
-
-MAX_RUNS_A_SECOND = 100
 
 
 class Training(LedgerApplication):
@@ -210,10 +207,8 @@ class Training(LedgerApplication):
         command: Command,
         same: Callable[[Recorded], bool],
     ) -> TrainingRun:
-        """Run ids are the second they start in; -2, -3 … only when that second has a run already."""
-        second = datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S")
-        for number in range(1, MAX_RUNS_A_SECOND):
-            request.run = second if number == 1 else f"{second}-{number}"
+        def made(run_id: str) -> TrainingRun:
+            request.run = run_id
             document = strict_json.canonical(
                 {
                     "materials": [{"name": m.name, "sha256": m.sha256} for m in materials],
@@ -223,17 +218,11 @@ class Training(LedgerApplication):
                 }
             )
             stored = self.artifacts.put_bytes(document)
-            run = TrainingRun(run_stream(request.run))
-            document_of_run = Artifact(f"requests/{request.run}", stored.sha256)
-            run.trigger(request, [document_of_run], materials, event_id=command.event_id)
-            try:
-                self.record(run)
-            except IntegrityError:
-                if earlier := self.done(command, same):  # another call of the same request was faster
-                    return self.load(TrainingRun, earlier.originator_id)
-                continue
+            run = TrainingRun(run_stream(run_id))
+            run.trigger(request, [Artifact(f"requests/{run_id}", stored.sha256)], materials, event_id=command.event_id)
             return run
-        raise Refused(f"{MAX_RUNS_A_SECOND} runs were started in one second; try again")
+
+        return self.begin("run", made, command, same)
 
     def _dataset(self, sha256: str, org: str, name: str) -> Artifact:
         """These bytes as the organisation registered them: under `name`, or under the first name it gave them."""

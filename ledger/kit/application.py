@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
 from eventsourcing.application import AggregateNotFoundError, Application
 from eventsourcing.persistence import IntegrityError
 from modelledger.ledger.v1 import events_pb2, ledger_pb2, ledger_pb2_grpc
 
-from ledger.errors import EventIdReused, InvalidInput, NotFound, WrongStreamVersion
+from ledger.errors import EventIdReused, InvalidInput, NotFound, Refused, WrongStreamVersion
 from ledger.kit.aggregate import LedgerAggregate, Recorded
 from ledger.kit.client import Calling, call, connect
 from ledger.kit.recorder import PAGE, read
@@ -18,6 +19,7 @@ from ledger.kit.recorder import PAGE, read
 Aggregate = TypeVar("Aggregate", bound=LedgerAggregate)
 Result = TypeVar("Result")
 RETRIES = 5
+MAX_A_SECOND = 100  # commands of one kind
 MAX_REQUEST_ID = 1_000  # characters
 
 
@@ -75,6 +77,25 @@ class LedgerApplication(Application[str]):
             except IntegrityError as error:
                 last = error
         raise WrongStreamVersion(f"others kept writing to the stream; try again ({last})")
+
+    def begin(
+        self, prefix: str, make: Callable[[str], Aggregate], command: Command, same: Callable[[Recorded], bool]
+    ) -> Aggregate:
+        """Record the aggregate that `make` gives for a new id, or load the one that `command` began before.
+
+        Ids are `prefix` and the second it begins in; -2, -3 … only when that second has one already.
+        """
+        second = datetime.now(UTC).strftime(f"{prefix}-%Y%m%d-%H%M%S")
+        for number in range(1, MAX_A_SECOND):
+            made = make(second if number == 1 else f"{second}-{number}")
+            try:
+                self.record(made)
+            except IntegrityError:
+                if earlier := self.done(command, same):  # another call of the same request was faster
+                    return self.load(type(made), earlier.originator_id)
+                continue
+            return made
+        raise Refused(f"{MAX_A_SECOND} commands came in one second; try again")
 
     def done(self, command: Command, same: Callable[[Recorded], bool]) -> Recorded | None:
         """The event that an earlier call with this request id made, None when there was none.

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ledger import envelope as dsse
-from ledger import statement
+from ledger import possession, statement
 from ledger.events import LEDGER, ROLES
 from ledger.kit.keys import FileSigner
 from ledger.sequencer import Appended, Sequencer
@@ -54,6 +54,14 @@ def enrolment(actor: str, key: FileSigner, role: str, version: int = 1) -> Event
     data = {"actor": actor, "publicKey": base64.b64encode(key.public_key_der).decode(), "role": role}
     subject = Artifact(f"actors/{actor}", key.keyid)
     return Event("ActorEnrolled", f"actors/{actor}", version, LEDGER, (subject,), data)
+
+
+def rotation(actor: str, old: FileSigner, new: FileSigner, version: int, **data: Any) -> Event:
+    """The event with which `new` replaces `old`, proven to be held."""
+    proof = base64.b64encode(possession.prove(actor, old.keyid, new)).decode()
+    public = base64.b64encode(new.public_key_der).decode()
+    said = {"actor": actor, "publicKey": public, "possession": proof, **data}
+    return Event("ActorKeyRotated", f"actors/{actor}", version, LEDGER, (Artifact(f"actors/{actor}", new.keyid),), said)
 
 
 def founding(store: Store) -> list[list[bytes]]:

@@ -9,18 +9,22 @@ import base64
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from modelledger.ledger.v1 import events_pb2
 
+from ledger import possession
 from ledger.envelope import Signer
 from ledger.errors import DamagedLog, OtherLog
-from ledger.events import ROLES
-from ledger.kit.keys import FileSigner, actor_signer, log_key
+from ledger.events import INFERENCE, QUANTIZER, ROLES, TRAINER
+from ledger.kit.keys import log_key, open_signer
 from ledger.local_actor import LocalActor
 from ledger.note import LogSigner
 from ledger.rules import Known, current_key
 from ledger.sequencer import Sequencer
 from ledger.statement import Artifact
+
+_ELSEWHERE = (TRAINER, QUANTIZER, INFERENCE)  # sign in processes of their own
 
 
 def log_signer(keys: Path, origin: str) -> LogSigner:
@@ -30,9 +34,9 @@ def log_signer(keys: Path, origin: str) -> LogSigner:
     return LogSigner(origin or f"modelledger.local/{hashlib.sha256(public).hexdigest()[:12]}", key)
 
 
-def actor_signers(keys: Path) -> dict[str, FileSigner]:
-    """One signing key per role, made on first run; an actor is called like its role."""
-    return {role: actor_signer(keys / f"{role}.key") for role in ROLES}
+def actor_signers(keys: Path, configured: Mapping[str, str] = MappingProxyType({})) -> dict[str, Signer]:
+    """One signing key per role, where it is configured to be, made on first run; an actor is called like its role."""
+    return {role: open_signer(configured.get(role, ""), keys / f"{role}.key") for role in ROLES}
 
 
 def found(sequencer: Sequencer, log: LogSigner, signers: Mapping[str, Signer], vkey_file: Path) -> None:
@@ -67,10 +71,15 @@ def _create(sequencer: Sequencer, log: LogSigner, signers: Mapping[str, Signer])
         key = known.keys.get(signer.keyid)
         stream = f"actors/{actor}"
         if key is None and current_key(known, actor) is not None:
+            if actor in _ELSEWHERE and ledger.next_version(stream) > 2:
+                continue  # its key was rotated since: it may be kept where the service runs, and nowhere else
             raise OtherLog(f"the key file of {actor!r} is not the key enrolled in this log; restore the right key file")
         if ledger.next_version(stream) > 1:
             continue
-        enrolled = events_pb2.ActorEnrolled(actor=actor, public_key=_text(signer.public_key_der), role=actor)
+        proof = _text(possession.prove(actor, "", signer))
+        enrolled = events_pb2.ActorEnrolled(
+            actor=actor, public_key=_text(signer.public_key_der), role=actor, possession=proof
+        )
         sequencer.append_now([ledger.sign(enrolled, stream, 1, [_key(actor, signer)])])
 
 

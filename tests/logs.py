@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ledger import envelope as dsse
@@ -24,6 +24,13 @@ ORG = "acme"
 def signer(number: int) -> FileSigner:
     """The same P-256 key for the same number, so that processes can share actors."""
     key = ec.derive_private_key(1_000 + number, ec.SECP256R1())
+    der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return FileSigner(key, der, sha256(der).hexdigest())
+
+
+def ed25519_signer(number: int) -> FileSigner:
+    """The same for Ed25519."""
+    key = ed25519.Ed25519PrivateKey.from_private_bytes((1_000 + number).to_bytes(32, "big"))
     der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return FileSigner(key, der, sha256(der).hexdigest())
 

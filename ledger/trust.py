@@ -119,8 +119,10 @@ def _vkey(text: str, where: str) -> str:
 def _document(content: str, where: str) -> Trust:
     try:
         document = tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:  # names line and column
+    except ValueError as error:  # names line and column
         raise InvalidConfig(f"{where}: {error}") from None
+    except RecursionError:
+        raise InvalidConfig(f"{where}: is nested too deep") from None
     _only(document, {"logs", "actors", "compromised"}, where)
     vkeys = [_vkey(text, f"{where}: logs[{n}]") for n, text in enumerate(_texts(document, "logs", where))]
     actors: dict[str, Pin] = {}

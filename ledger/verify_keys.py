@@ -6,11 +6,46 @@ in other hands from an earlier index on, and the verifier's own trust file may k
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from ledger.rules import ActorKey
 from ledger.trust import Trust
+
+UNPINNED = "unpinned-"  # how reasons begin that only the verifier's own trust file gives
+
+
+@dataclass(frozen=True, order=True)
+class Untrusted:
+    """An event that the log holds rightly, and that a verifier does not trust."""
+
+    index: int
+    reason: str
+    detail: str
+
+
+@dataclass
+class Signed:
+    """Which key signed which events. Eight bytes for each, so a whole log can be remembered until its end is read."""
+
+    _indexes: dict[str, array[int]] = field(default_factory=dict)
+
+    def add(self, index: int, actor: str, key_ids: Iterable[str], keys: Mapping[str, ActorKey]) -> None:
+        """The event of `actor` at `index` carries signatures by these keys; another actor's do not matter."""
+        for key_id in key_ids:
+            if key_id in keys and keys[key_id].actor == actor:
+                self._indexes.setdefault(key_id, array("Q")).append(index)
+
+    def untrusted(self, keys: Mapping[str, ActorKey], trust: Trust) -> list[Untrusted]:
+        """Every event that is not trusted, by index. `keys`: as they are after the last event."""
+        known = with_trust(keys, trust)
+        return sorted(
+            Untrusted(index, reason, detail)
+            for key_id, indexes in self._indexes.items()
+            for index in indexes
+            for reason, detail in distrust(key_id, known[key_id], index, trust)
+        )
 
 
 def with_trust(keys: Mapping[str, ActorKey], trust: Trust) -> dict[str, ActorKey]:

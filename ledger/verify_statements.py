@@ -21,7 +21,7 @@ from ledger.proof_file import MAX_PROOF_SIZE, LogProof, parse_proof, verify_proo
 from ledger.report import Report
 from ledger.rules import Candidate, Known
 from ledger.trust import Trust
-from ledger.verify_keys import distrust, with_trust
+from ledger.verify_keys import Signed, distrust, with_trust
 
 _WHOLE_STREAMS = ("log", "actors/", "training-runs/", "quantizations/")
 
@@ -186,13 +186,14 @@ def _log_created(proven: Proven, verifiers: Sequence[Verifier], report: Report) 
 
 def _trusted_keys(proven: Proven, report: Report) -> None:
     """Every statement by a key that the log, or who verifies, did not trust at its index. Known after the last one."""
-    keys = proven.known.keys = with_trust(proven.known.keys, proven.trust)
+    signed = Signed()
     for index, found in proven.statements.items():
-        for signature in dsse.parse(found.entry).signatures:
-            key = keys.get(signature.keyid)
-            if key is not None and key.actor == found.event.actor:
-                for reason, detail in distrust(signature.keyid, key, index, proven.trust):
-                    report.invalid("signature", bundle.statement_path(index, found.event.kind), reason, detail)
+        key_ids = [signature.keyid for signature in dsse.parse(found.entry).signatures]
+        signed.add(index, found.event.actor, key_ids, proven.known.keys)
+    for one in signed.untrusted(proven.known.keys, proven.trust):
+        where = bundle.statement_path(one.index, proven.statements[one.index].event.kind)
+        report.invalid("signature", where, one.reason, one.detail)
+    proven.known.keys = with_trust(proven.known.keys, proven.trust)
 
 
 def _is_stripped(entry: bytes) -> bool:

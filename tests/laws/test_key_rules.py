@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ledger import rules
@@ -67,6 +67,10 @@ def test_an_enrolment_may_prove_it_and_then_must_be_right(make: Any) -> None:
 
 
 @given(st.integers(1, 100), st.booleans(), st.booleans(), st.booleans())
+@example(ENROLLED - 1, True, False, False)
+@example(ENROLLED, True, False, False)
+@example(SIZE, True, False, True)
+@example(SIZE + 1, True, False, True)
 def test_compromised_from_lies_between_enrolment_and_now(index: int, text: bool, snake: bool, rotated: bool) -> None:
     old, new = signer(1), ed25519_signer(2)
     said = {"compromised_from" if snake else "compromisedFrom": str(index) if text else index}

@@ -18,9 +18,11 @@ from ledger.checkpoint import open_checkpoint
 from ledger.errors import MissingCapability
 from ledger.kit.keys import FileSigner, actor_signer
 from ledger.report import Report
+from ledger.rules import ActorKey
 from ledger.statement import Artifact
 from ledger.trust import Pin, Trust
 from ledger.verify import verify_bundle
+from ledger.verify_keys import Signed
 from tests.audit import verify_whole_log
 from tests.certified import Certified
 from tests.logs import ed25519_signer, event_of, signer
@@ -123,6 +125,20 @@ def test_a_trust_file_knows_more_than_the_log(world: Certified, original: Path) 
     assert [(check.where, check.reason) for check in seal.failures] == [(SEAL, "compromised-key")]
     stranger = trusted(world, compromised={signer(90).keyid: 0})
     assert verify_bundle(original, stranger).ok, "a key that signed nothing here"
+
+
+@pytest.mark.parametrize(("log", "verifier", "expected"), [(5, None, 5), (None, 5, 5), (3, 5, 3), (5, 3, 3)])
+def test_the_earlier_index_counts_and_only_for_the_author(log: int | None, verifier: int | None, expected: int) -> None:
+    key, other = signer(1), signer(2)
+    keys = {
+        key.keyid: ActorKey("trainer", "trainer", key.public_key_der, 1, 9, log),
+        other.keyid: ActorKey("registry", "registry", other.public_key_der, 1, 9, 0),
+    }
+    signed = Signed()
+    for index in (7, 2, 3, 4, 5):
+        signed.add(index, "trainer", [other.keyid, key.keyid, signer(3).keyid], keys)  # approved by the registry
+    trust = Trust((), compromised={} if verifier is None else {key.keyid: verifier})
+    assert [one.index for one in signed.untrusted(keys, trust)] == [i for i in (2, 3, 4, 5, 7) if i >= expected]
 
 
 def test_pinned_keys_and_roles(world: Certified, original: Path) -> None:

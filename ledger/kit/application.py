@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from eventsourcing.application import AggregateNotFoundError, Application
@@ -37,14 +36,15 @@ class Command:
 class LedgerApplication(Application[str]):
     """Loads and saves aggregates; knows a few questions the library has no name for."""
 
-    def __init__(self, actor: str, keys: Path, calling: Calling, key: str = "") -> None:
+    def __init__(self, actor: str, key_file: str, calling: Calling, key: str = "") -> None:
+        """`key`: where the actor's key is when not in `key_file`, see keys.py."""
         super().__init__(
             {
                 "PERSISTENCE_MODULE": "ledger.kit.recorder",
                 "LEDGER_ADDRESS": calling.ledger,
                 "LEDGER_ACTOR": actor,
                 "LEDGER_KEY": key,
-                "LEDGER_KEY_FILE": str(keys / f"{actor}.key"),
+                "LEDGER_KEY_FILE": key_file,
                 "LEDGER_CA_FILE": calling.ledger_ca,
                 "LEDGER_CERTIFICATE": calling.ledger_certificate,
                 "LEDGER_CERTIFICATE_KEY": calling.ledger_key,

@@ -20,7 +20,7 @@ class Deployments(LedgerApplication):
     """Events of the actor "inference". Every method blocks: call it in a thread."""
 
     def __init__(self, config: InferenceConfig) -> None:
-        super().__init__("inference", str(config.data / "keys" / "inference.key"), config)
+        super().__init__("inference", str(config.data / "keys" / "inference.key"), config, config.key)
         self.artifacts = ArtifactStore(config.data / "artifacts")
         self.registry = registry_pb2_grpc.RegistryServiceStub(self.channel)
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ledger.kit.client import Calling
+from ledger.kit.keys import Signing
 from ledger.kit.serve import Listening
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferenceConfig(Listening, Calling):
+class InferenceConfig(Listening, Calling, Signing):
     """How the inference process runs.
 
     data:      directory with keys/ and artifacts/

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ledger import rules
+from ledger.key_rules import KEY_KINDS
 from ledger.reading import read_event
 from ledger.rules import ActorKey, Known
 from ledger.store import Store
@@ -20,7 +21,7 @@ class ActorKeys:
     def catch_up(self, size: int) -> None:
         """Learn from the committed events up to `size`."""
         known, start = Known(keys=dict(self.known)), self.size
-        while rows := self._store.select(start=start, stop=size, kinds=rules.KEY_KINDS, limit=1_000):
+        while rows := self._store.select(start=start, stop=size, kinds=KEY_KINDS, limit=1_000):
             for row in rows:
                 rules.learn_keys(known, read_event(row), row.position)
             start = rows[-1].position + 1

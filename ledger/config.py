@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ledger.events import CERTIFICATION, LEDGER, REGISTRY
 from ledger.kit.serve import Listening
 
 
@@ -17,6 +18,9 @@ class LedgerConfig(Listening):
     listen:    gRPC address
     http:      address of the static reads
     origin:    name of the log; made from its key when empty
+    key, registry_key, certification_key: where its three actors' keys are, see ledger/kit/keys.py
+    administrators: callers who may enrol, rotate and revoke actors (comma list), for example "ops.example.com", as
+               their certificates name them; when empty, whoever calls over the loopback interface and nobody else
     """
 
     data: Path = Path("data")
@@ -24,10 +28,19 @@ class LedgerConfig(Listening):
     listen: str = "127.0.0.1:50051"
     http: str = "127.0.0.1:8080"
     origin: str = ""
+    key: str = ""
+    registry_key: str = ""
+    certification_key: str = ""
+    administrators: tuple[str, ...] = ()
 
     @property
     def database_url(self) -> str:
         return self.database or f"sqlite:///{self.data / 'log.db'}"
+
+    @property
+    def actor_keys(self) -> dict[str, str]:
+        """What is configured for the actors inside the ledger process."""
+        return {LEDGER: self.key, REGISTRY: self.registry_key, CERTIFICATION: self.certification_key}
 
     @property
     def keys(self) -> Path:

@@ -11,6 +11,10 @@ is parsed once and never written again: the bytes that came in are the log entry
     verify(envelope, keyid, load_public_key(der)) # then the signature
 
 A keyid is a hint that nothing authenticates: look the key up by it, then trust what the key verifies.
+
+ECDSA signatures are strict DER with r and s from 1 to n-1. A high s is accepted: key services make them, and
+an event is known by its payload, never by its signature, so a second spelling of one gains nobody anything.
+tests/vectors/signatures.json has the edge cases.
 """
 
 from __future__ import annotations
@@ -40,6 +44,12 @@ MAX_KEY_DER = 1_024  # bytes; P-256 needs 91
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
 _ECDSA_SHA256 = ec.ECDSA(hashes.SHA256())
+
+# Ed25519 points are written as y and the sign of x. Under a key of small order anybody can sign (RFC 8032 leaves the
+# check to us), and a y of p or more is a second spelling of a key.
+_FIELD = 2**255 - 19
+_ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+_SMALL_ORDER = {0, 1, _FIELD - 1, _ORDER_8, _FIELD - _ORDER_8}
 
 
 class Signer(Protocol):
@@ -98,6 +108,10 @@ def load_public_key(der: bytes) -> PublicKey:
             raise InvalidInput(f"public key is on curve {key.curve.name}, expected P-256 or Ed25519")
     elif not isinstance(key, ed25519.Ed25519PublicKey):
         raise InvalidInput(f"public key is {type(key).__name__}, expected ECDSA P-256 or Ed25519")
+    else:
+        y = int.from_bytes(key.public_bytes_raw(), "little") % 2**255
+        if y >= _FIELD or y in _SMALL_ORDER:
+            raise InvalidInput("public key is not a usable Ed25519 point: of small order, or not in its canonical form")
     # One key, one DER, one keyid: a compressed point would give the same key a second identity.
     if key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != der:
         raise InvalidInput("public key is not in its canonical DER form (uncompressed point, no extra bytes)")
@@ -160,16 +174,22 @@ def verify(envelope: Envelope, keyid: str, public_key: PublicKey) -> None:
     signature = next((found for found in envelope.signatures if found.keyid == keyid), None)
     if signature is None:
         raise InvalidSignature(f"the envelope has no signature by key {keyid}")
-    message = pae(envelope.payload_type, envelope.payload)
-    try:
-        if isinstance(public_key, ed25519.Ed25519PublicKey):
-            public_key.verify(signature.sig, message)
-        else:
-            public_key.verify(signature.sig, message, _ECDSA_SHA256)
-    except exceptions.InvalidSignature:
+    if not is_signed(public_key, signature.sig, pae(envelope.payload_type, envelope.payload)):
         raise InvalidSignature(
             f"the signature by key {keyid} does not fit the payload: it was changed, or signed with another key"
-        ) from None
+        )
+
+
+def is_signed(public_key: PublicKey, signature: bytes, message: bytes) -> bool:
+    """Whether the key made the signature over exactly these bytes."""
+    try:
+        if isinstance(public_key, ed25519.Ed25519PublicKey):
+            public_key.verify(signature, message)
+        else:
+            public_key.verify(signature, message, _ECDSA_SHA256)
+    except exceptions.InvalidSignature:
+        return False
+    return True
 
 
 def _check_size(data: bytes) -> None:

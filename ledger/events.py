@@ -44,7 +44,7 @@ _ALL = (
     # The log and its actors.
     Kind("LogCreated", "log", (LEDGER,), ("log/", "actors/"), ("origin", "logVkey", "actorPublicKey")),
     Kind("ActorEnrolled", "actors/{actor}", (LEDGER,), ("actors/",), ("actor", "publicKey", "role")),
-    Kind("ActorKeyRotated", "actors/{actor}", (LEDGER,), ("actors/",), ("actor", "publicKey")),
+    Kind("ActorKeyRotated", "actors/{actor}", (LEDGER,), ("actors/",), ("actor", "publicKey", "possession")),
     Kind("ActorRevoked", "actors/{actor}", (LEDGER,), required=("actor", "reason"), revokes=True),
     # What goes in.
     Kind("BaseModelRegistered", "base-models/{key}", (TRAINER,), ("base-models/",), ("key", "architecture", "size")),

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from ledger.bundle import Statement
 from ledger.errors import NotFound
 from ledger.events import KINDS
+from ledger.key_rules import KEY_KINDS
 from ledger.provenance import is_version, version_name
 from ledger.reading import read_event
-from ledger.rules import KEY_KINDS
 from ledger.statement import Artifact, Event
 from ledger.store import Store, StoredRow
 

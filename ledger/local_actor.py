@@ -6,6 +6,7 @@ The registry and the certification actor are such; their commands carry the call
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,4 +72,6 @@ class LocalActor(Author):
         materials: Sequence[Artifact] = (),
         event_id: str = "",
     ) -> Appended:
-        return await self.sequencer.append([self.sign(data, stream, version, subjects, materials, event_id)])
+        # A key service answers over the network, and other calls go on meanwhile.
+        entry = await asyncio.to_thread(self.sign, data, stream, version, subjects, materials, event_id)
+        return await self.sequencer.append([entry])

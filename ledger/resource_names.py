@@ -15,6 +15,7 @@ _MODEL = re.compile(rf"orgs/(?P<org>{_PART})/models/(?P<model>{_PART})")
 _DATASET = re.compile(rf"orgs/(?P<org>{_PART})/datasets/(?P<dataset>{_PART})")
 _VERSION = re.compile(rf"orgs/(?P<org>{_PART})/models/(?P<model>{_PART})/versions/(?P<version>.+)")
 _SERVED = re.compile(rf"(?P<org>{_PART})/(?P<model>{_PART})")
+_ACTOR = re.compile(rf"actors/(?P<actor>{_PART})")
 _NUMBER = re.compile(r"v(0|[1-9]\d{0,9})\.(0|[1-9]\d{0,9})", re.ASCII)
 
 
@@ -79,6 +80,11 @@ def parse_dataset(name: str, field: str) -> DatasetName:
     """`orgs/{org}/datasets/{dataset}`."""
     found = _match(_DATASET, name, field, "orgs/{org}/datasets/{dataset}")
     return DatasetName(found["org"], found["dataset"])
+
+
+def parse_actor(name: str, field: str) -> str:
+    """`actors/{actor}` -> actor."""
+    return _match(_ACTOR, name, field, "actors/{actor}")["actor"]
 
 
 def parse_version(name: str, field: str) -> tuple[ModelName, Number]:

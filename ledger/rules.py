@@ -10,21 +10,16 @@ materials. So a record that names the wrong base model, or data nobody registere
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ledger.envelope import load_public_key
-from ledger.errors import InvalidInput, Violation
-from ledger.events import KINDS, LEDGER, ROLES, Kind
+from ledger.errors import Violation
+from ledger.events import KINDS, LEDGER, Kind
+from ledger.key_rules import KEY_KINDS, about, check_keys, compromised_from, decode
 from ledger.statement import Artifact, Event
-
-# The kinds that say whose keys count.
-KEY_KINDS = ("LogCreated", "ActorEnrolled", "ActorKeyRotated", "ActorRevoked")
 
 _STREAM_FIELD = re.compile(r"\{(\w+)\}")
 # Fields that become parts of resource names, of streams and of keys; see ledger/resource_names.py.
@@ -34,13 +29,18 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True)
 class ActorKey:
-    """A public key (DER SubjectPublicKeyInfo) that may sign for an actor from `enrolled_at` on."""
+    """A public key (DER SubjectPublicKeyInfo) that may sign for an actor from `enrolled_at` on.
+
+    compromised_from: where the event that retired it says that others had it. The append rules refuse it from
+    `retired_at` on, whatever that says; verifiers do not trust what it signed from there on.
+    """
 
     actor: str
     role: str
     public_key: bytes
     enrolled_at: int
     retired_at: int | None = None
+    compromised_from: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ def check(known: Known, candidate: Candidate) -> list[Violation]:
     found.extend(_position(known, event, kind))
     found.extend(_required(event, kind))
     found.extend(_artifacts(known, event, kind))
-    found.extend(_key_events(known, event))
+    if event.kind in KEY_KINDS:
+        found.extend(check_keys(event, known.keys, current_key(known, about(event)), known.size))
     return found
 
 
@@ -115,7 +116,7 @@ def founder(event: Event) -> ActorKey | None:
     """The key that a LogCreated event enrols, before anything is known."""
     if event.kind != "LogCreated":
         return None
-    der = _decode_key(event.data.get("actorPublicKey"))
+    der = decode(event.data.get("actorPublicKey"))
     return ActorKey(event.actor, LEDGER, der, 0) if der else None
 
 
@@ -285,52 +286,6 @@ def _digests(value: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any], st
             yield from _digests(child, f"{path}[{position}]")
 
 
-def _key_events(known: Known, event: Event) -> Iterator[Violation]:
-    """Enrolment, rotation and revocation agree with themselves and with the keys so far."""
-    if event.kind not in KEY_KINDS:
-        return
-    actor = event.actor if event.kind == "LogCreated" else event.data.get("actor")
-    current = current_key(known, str(actor))
-    if event.kind != "LogCreated" and event.stream != f"actors/{actor}":
-        yield _violation("predicate.event.stream", "MALFORMED_EVENT", f"is not actors/{actor}")
-    if event.kind == "ActorRevoked":
-        if current is None:
-            yield _violation("predicate.data.actor", "UNKNOWN_ACTOR", f"{actor!r} has no key to revoke")
-        elif Artifact(f"actors/{actor}", hashlib.sha256(current.public_key).hexdigest()) not in event.subjects:
-            yield _violation("subject", "MALFORMED_EVENT", f"is not actors/{actor} with its present key's digest")
-        return
-    name = "actorPublicKey" if event.kind == "LogCreated" else "publicKey"
-    der = _decode_key(event.data.get(name))
-    if der is None:
-        yield _violation(f"predicate.data.{name}", "MALFORMED_EVENT", "is not base64")
-        return
-    try:
-        load_public_key(der)
-    except InvalidInput as error:
-        yield _violation(f"predicate.data.{name}", "MALFORMED_EVENT", error.message)
-        return
-    key_id = hashlib.sha256(der).hexdigest()
-    if Artifact(f"actors/{actor}", key_id) not in event.subjects:
-        yield _violation("subject", "MALFORMED_EVENT", f"is not actors/{actor} with the key's digest")
-    existing = known.keys.get(key_id)
-    # LogCreated already made the ledger's key known; its enrolment repeats it for the record.
-    repeats = (
-        existing is not None
-        and existing.actor == actor
-        and existing.enrolled_at == 0
-        and existing.retired_at is None  # a replaced key does not come back
-    )
-    if existing is not None and not repeats:
-        yield _violation(f"predicate.data.{name}", "ALREADY_EXISTS", f"is already the key of {existing.actor!r}")
-    if event.kind == "ActorEnrolled":
-        if event.data.get("role") not in ROLES:
-            yield _violation("predicate.data.role", "MALFORMED_EVENT", f"is not one of {', '.join(ROLES)}")
-        if current is not None and not repeats:
-            yield _violation("predicate.data.actor", "ALREADY_EXISTS", f"{actor!r} has a key; rotate it")
-    if event.kind == "ActorKeyRotated" and current is None:
-        yield _violation("predicate.data.actor", "UNKNOWN_ACTOR", f"{actor!r} has no key to rotate")
-
-
 def current_key(known: Known, actor: str) -> ActorKey | None:
     """The key an actor signs with now."""
     for key in known.keys.values():
@@ -353,18 +308,10 @@ def learn_keys(known: Known, event: Event, index: int) -> None:
     for key_id, key in list(known.keys.items()):
         if key.actor == actor and key.retired_at is None:
             role = role or key.role
-            known.keys[key_id] = replace(key, retired_at=index)
-    der = _decode_key(event.data.get("publicKey"))
+            known.keys[key_id] = replace(key, retired_at=index, compromised_from=compromised_from(event.data))
+    der = decode(event.data.get("publicKey"))
     if der:
         known.keys[hashlib.sha256(der).hexdigest()] = ActorKey(actor, role, der, index)
-
-
-def _decode_key(text: Any) -> bytes | None:
-    try:
-        der = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
-    except binascii.Error:
-        return None
-    return der if der and base64.b64encode(der).decode() == text else None
 
 
 def _violation(where: str, reason: str, description: str) -> Violation:

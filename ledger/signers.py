@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+from ledger.envelope import Signer
 from ledger.events import ROLES
-from ledger.kit.keys import FileSigner, actor_signer, log_key
+from ledger.kit.keys import log_key, open_signer
 from ledger.note import LogSigner
 
 
@@ -17,6 +20,6 @@ def log_signer(keys: Path, origin: str) -> LogSigner:
     return LogSigner(origin or f"modelledger.local/{hashlib.sha256(public).hexdigest()[:12]}", key)
 
 
-def actor_signers(keys: Path) -> dict[str, FileSigner]:
-    """One signing key per role, made on first run; an actor is called like its role."""
-    return {role: actor_signer(keys / f"{role}.key") for role in ROLES}
+def actor_signers(keys: Path, configured: Mapping[str, str] = MappingProxyType({})) -> dict[str, Signer]:
+    """One signing key per role, where it is configured to be, made on first run; an actor is called like its role."""
+    return {role: open_signer(configured.get(role, ""), keys / f"{role}.key") for role in ROLES}

@@ -1,6 +1,6 @@
 """The auditor: a bundle and the key of a log you trust in, a report out. No ledger, no network, no protobuf.
 
-    report = verify_bundle(Path("cert.zip"), read_trust("log.vkey"), artifacts=[Path("model.gguf")])
+    report = verify_bundle(Path("cert.zip"), trust.read("trust.toml"), artifacts=[Path("model.gguf")])
     report.ok, report.failures, report.certified
 
 In this order: every file has the digest that manifest.json names; every statement is in the trusted log, signed and
@@ -16,65 +16,51 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ledger import bundle, manifest, model_signature, strict_json
+from ledger import bundle, manifest, model_signature, strict_json, trust
 from ledger import envelope as dsse
 from ledger.bundle import Statement
 from ledger.bundle_documents import documents
 from ledger.bundle_files import BundleFiles, UnreadableBundle, open_bundle
-from ledger.errors import InvalidConfig, ModelLedgerError
+from ledger.errors import ModelLedgerError
 from ledger.manifest import FileEntry
-from ledger.note import MalformedKey, Verifier
 from ledger.policy import Policy, shipped
 from ledger.provenance import Provenance
 from ledger.report import Report
 from ledger.strict_text import encode_base64
+from ledger.trust import Trust
 from ledger.verify_artifacts import check_bundled, check_local, read_manifests
 from ledger.verify_certificate import check_certificate, only_certificate
 from ledger.verify_statements import Proven, prove, signed_by
-
-MAX_TRUST_FILE = 64 << 10
 
 # What reading data of an unexpected form raises. Statements reach it only after the log's rules accepted them.
 _BAD_FORM = (KeyError, TypeError, ValueError, AttributeError, IndexError, ModelLedgerError)
 
 
 def read_trust(text: str) -> list[str]:
-    """Trusted verifier keys from a vkey, or from a file with one per line (# begins a comment).
-
-    Raises InvalidConfig.
-    """
-    path = Path(text)
-    lines = [text]
-    if "+" not in text or path.is_file():
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InvalidConfig(f"{text}: neither a verifier key nor a file that can be read: {error}") from None
-        if len(data) > MAX_TRUST_FILE:
-            raise InvalidConfig(f"{text}: larger than {MAX_TRUST_FILE} bytes")
-        lines = data.decode(errors="replace").split("\n")
-    found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    if not found:
-        raise InvalidConfig(f"{text}: holds no verifier key")
-    _verifiers(found)
-    return found
+    """The logs' verifier keys in a vkey, a file of them, or a trust file. Raises InvalidConfig."""
+    return list(trust.read(text).vkeys)
 
 
 def verify_bundle(
     path: Path,
-    trusted_vkeys: Sequence[str],
+    trusted: Sequence[str] | Trust,
     artifacts: Sequence[Path] = (),
     policies: Mapping[str, Policy] | None = None,
 ) -> Report:
     """Audit the bundle at `path`, a folder or a zip, and local copies of what it certifies.
 
-    Raises InvalidConfig for trusted keys that are no verifier keys; everything else is in the report.
+    `trusted`: verifier keys of logs, or more in a Trust. Raises InvalidConfig for what is no verifier key; everything
+    else is in the report.
     """
-    verifiers = _verifiers(trusted_vkeys)
+    trusted = trusted if isinstance(trusted, Trust) else Trust(tuple(trusted))
+    verifiers = trusted.verifiers()
     report = Report()
     try:
         with open_bundle(path) as files:
-            _check(files, verifiers, artifacts, shipped() if policies is None else policies, report)
+            listing = _manifest(files, report)
+            proven = prove(files, verifiers, report, trusted)
+            if proven is not None:
+                _check(files, listing, proven, artifacts, shipped() if policies is None else policies, report)
     except UnreadableBundle as error:
         if error.reason == "missing-file":
             report.missing("bundle", str(path), error.reason, str(error))
@@ -83,27 +69,14 @@ def verify_bundle(
     return report
 
 
-def _verifiers(vkeys: Sequence[str]) -> list[Verifier]:
-    try:
-        found = [Verifier.parse(vkey) for vkey in dict.fromkeys(vkeys)]
-    except MalformedKey as error:
-        raise InvalidConfig(f"trusted key: {error}") from None
-    if not found:
-        raise InvalidConfig("verification needs at least one trusted key")
-    return found
-
-
 def _check(
     files: BundleFiles,
-    verifiers: Sequence[Verifier],
+    listing: dict[str, FileEntry],
+    proven: Proven,
     artifacts: Sequence[Path],
     policies: Mapping[str, Policy],
     report: Report,
 ) -> None:
-    listing = _manifest(files, report)
-    proven = prove(files, verifiers, report)
-    if proven is None:
-        return
     certificate = only_certificate(proven, report)
     if certificate is None:
         return

@@ -20,6 +20,8 @@ from ledger.note import ED25519, NoteError, Verifier
 from ledger.proof_file import MAX_PROOF_SIZE, LogProof, parse_proof, verify_proof
 from ledger.report import Report
 from ledger.rules import Candidate, Known
+from ledger.trust import Trust
+from ledger.verify_keys import Signed, distrust, with_trust
 
 _WHOLE_STREAMS = ("log", "actors/", "training-runs/", "quantizations/")
 
@@ -29,12 +31,13 @@ class Proven:
     """Statements that passed every check, by index, with the state of the rules behind the last of them."""
 
     checkpoint: Checkpoint
+    trust: Trust
     statements: dict[int, Statement] = field(default_factory=dict)
     proofs: dict[int, LogProof] = field(default_factory=dict)
     known: Known = field(default_factory=Known)
 
 
-def prove(files: BundleFiles, verifiers: Sequence[Verifier], report: Report) -> Proven | None:
+def prove(files: BundleFiles, verifiers: Sequence[Verifier], report: Report, trust: Trust) -> Proven | None:
     """Check all of statements/. None when there is no checkpoint to trust: then nothing can be proven."""
     pairs: dict[tuple[int, str], set[str]] = {}
     for path in sorted(files.sizes):
@@ -67,12 +70,13 @@ def prove(files: BundleFiles, verifiers: Sequence[Verifier], report: Report) -> 
     checkpoint = _checkpoint(notes.pop(), verifiers, report)
     if checkpoint is None:
         return None
-    proven = Proven(checkpoint)
+    proven = Proven(checkpoint, trust)
     for index, kind in complete:
         proof = proofs[index, kind]
         if proof is not None:
             _prove_one(files, (index, kind), proof, verifiers, proven, report)
     _log_created(proven, verifiers, report)
+    _trusted_keys(proven, report)
     return proven
 
 
@@ -180,6 +184,18 @@ def _log_created(proven: Proven, verifiers: Sequence[Verifier], report: Report) 
         report.invalid("log", where, "other-log", f"it creates log {data.get('origin')!r}, not the trusted one")
 
 
+def _trusted_keys(proven: Proven, report: Report) -> None:
+    """Every statement by a key that the log, or who verifies, did not trust at its index. Known after the last one."""
+    signed = Signed()
+    for index, found in proven.statements.items():
+        key_ids = [signature.keyid for signature in dsse.parse(found.entry).signatures]
+        signed.add(index, found.event.actor, key_ids, proven.known.keys)
+    for one in signed.untrusted(proven.known.keys, proven.trust):
+        where = bundle.statement_path(one.index, proven.statements[one.index].event.kind)
+        report.invalid("signature", where, one.reason, one.detail)
+    proven.known.keys = with_trust(proven.known.keys, proven.trust)
+
+
 def _is_stripped(entry: bytes) -> bool:
     try:
         value = strict_json.loads(entry)
@@ -199,8 +215,8 @@ def _word(reason: str) -> str:
 def signed_by(data: bytes, actor: str, proven: Proven) -> tuple[dsse.Envelope, bytes]:
     """The envelope in `data` and the DER key of `actor` that signed it, current at the checkpoint.
 
-    Raises UnreadableBundle with one reason each for: no signature, a stranger's key, a retired key, a signature that
-    does not fit, a spelling that is not the writer's.
+    Raises UnreadableBundle with one reason each for: no signature, a stranger's key, a retired key, a key that is not
+    trusted, a signature that does not fit, a spelling that is not the writer's.
     """
     if _is_stripped(data):
         raise UnreadableBundle("stripped-signature", "the envelope carries no signature")
@@ -216,6 +232,8 @@ def signed_by(data: bytes, actor: str, proven: Proven) -> tuple[dsse.Envelope, b
         raise UnreadableBundle(
             "revoked-actor", f"signed by a key of {actor!r} that was revoked or replaced at index {key.retired_at}"
         )
+    for reason, detail in distrust(keyid, key, proven.checkpoint.size, proven.trust):
+        raise UnreadableBundle(reason, detail)
     try:
         dsse.verify(envelope, keyid, dsse.load_public_key(key.public_key))
     except ModelLedgerError as error:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from modelledger.ledger.v1 import certification_pb2_grpc, ledger_pb2_grpc, registry_pb2_grpc
+from modelledger.ledger.v1 import actors_pb2_grpc, certification_pb2_grpc, ledger_pb2_grpc, registry_pb2_grpc
 
+from ledger.actors import ActorServicer
 from ledger.certification import Certification
 from ledger.committer import Committer
 from ledger.config import LedgerConfig
@@ -31,7 +32,7 @@ class LedgerPart:
 
     def __init__(self, config: LedgerConfig) -> None:
         log = log_signer(config.keys, config.origin)
-        signers = actor_signers(config.keys)
+        signers = actor_signers(config.keys, config.actor_keys)
         self.store = Store(config.database_url, log)
         found(Committer(self.store), log, signers, config.keys / "log.vkey")
         settings = LogSettings(config.database_url, config.keys, config.origin)
@@ -44,6 +45,9 @@ class LedgerPart:
             self.store,
             ArtifactStore(config.artifacts),
             LocalActor("certification", signers["certification"], self.store, self.sequencer),
+        )
+        actors = ActorServicer(
+            self.store, LocalActor("ledger", signers["ledger"], self.store, self.sequencer), config.administrators
         )
         ledger = LedgerServicer(self.store, self.sequencer)
         self.servicers: Sequence[Servicer] = [
@@ -58,6 +62,10 @@ class LedgerPart:
             Servicer(
                 "modelledger.ledger.v1.CertificationService",
                 lambda server: certification_pb2_grpc.add_CertificationServiceServicer_to_server(certification, server),
+            ),
+            Servicer(
+                "modelledger.ledger.v1.ActorService",
+                lambda server: actors_pb2_grpc.add_ActorServiceServicer_to_server(actors, server),
             ),
         ]
         self.http: Sequence[tuple[Any, Address]] = [(create_app(self.store), Address.parse(config.http))]

@@ -31,7 +31,7 @@ class Quantizing(LedgerApplication):
     """Commands of the quantizer, recorded by the actor "quantizer"."""
 
     def __init__(self, config: QuantizerConfig) -> None:
-        super().__init__("quantizer", str(config.data / "keys" / "quantizer.key"), config)
+        super().__init__("quantizer", str(config.data / "keys" / "quantizer.key"), config, config.key)
         self.config = config
         self.artifacts = ArtifactStore(config.data / "artifacts")
         self.registry = registry_pb2_grpc.RegistryServiceStub(self.channel)

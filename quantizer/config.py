@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ledger.kit.client import Calling
+from ledger.kit.keys import Signing
 from ledger.kit.serve import Listening
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizerConfig(Listening, Calling):
+class QuantizerConfig(Listening, Calling, Signing):
     """How the quantizer process runs.
 
     data:      directory with keys/, artifacts/ and work/

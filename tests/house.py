@@ -57,13 +57,17 @@ class Running:
 
 
 class House:
-    """`addresses`: service -> host:port of its gRPC; `http`: the same of its web server. Ports stay over restarts."""
+    """`addresses`: service -> host:port of its gRPC; `http`: the same of its web server. Ports stay over restarts.
+
+    `settings`: service -> more fields of its configuration, in force from its next start on.
+    """
 
     def __init__(self, data: Path, *bases: Path) -> None:
         self.data = data
         self.bases = bases
         self.addresses = dict.fromkeys(SERVICES, "127.0.0.1:0")
         self.http = {"ledger": "127.0.0.1:0", "inference": "127.0.0.1:0"}
+        self.settings: dict[str, dict[str, Any]] = {service: {} for service in SERVICES}
         self._running: dict[str, Running] = {}
         self._channels: list[grpc.Channel] = []
         self._loop = asyncio.new_event_loop()
@@ -129,14 +133,15 @@ class House:
         return running
 
     def _part(self, service: str) -> Part:
-        listen, ledger = self.addresses[service], self.addresses["ledger"]
+        common = {"data": self.data, "listen": self.addresses[service], **self.settings[service]}
         if service == "ledger":
-            return LedgerPart(LedgerConfig(data=self.data, listen=listen, http=self.http[service]))
+            return LedgerPart(LedgerConfig(http=self.http[service], **common))
+        common["ledger"] = self.addresses["ledger"]
         if service == "trainer":
-            return TrainerPart(TrainerConfig(data=self.data, bases=self.bases, listen=listen, ledger=ledger))
+            return TrainerPart(TrainerConfig(bases=self.bases, **common))
         if service == "quantizer":
-            return QuantizerPart(QuantizerConfig(data=self.data, bases=self.bases, listen=listen, ledger=ledger))
-        return InferencePart(InferenceConfig(data=self.data, listen=listen, http=self.http[service], ledger=ledger))
+            return QuantizerPart(QuantizerConfig(bases=self.bases, **common))
+        return InferencePart(InferenceConfig(http=self.http[service], **common))
 
 
 def eventually(condition: Callable[[], T], seconds: float = 60.0) -> T:

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ledger import envelope as dsse
-from ledger import statement
+from ledger import possession, statement
 from ledger.committer import Appended, Committer, Request
 from ledger.events import LEDGER, ROLES
 from ledger.kit.keys import FileSigner
@@ -27,6 +27,13 @@ ORG = "acme"
 def signer(number: int) -> FileSigner:
     """The same P-256 key for the same number, so that processes can share actors."""
     key = ec.derive_private_key(1_000 + number, ec.SECP256R1())
+    der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return FileSigner(key, der, sha256(der).hexdigest())
+
+
+def ed25519_signer(number: int) -> FileSigner:
+    """The same for Ed25519."""
+    key = ed25519.Ed25519PrivateKey.from_private_bytes((1_000 + number).to_bytes(32, "big"))
     der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return FileSigner(key, der, sha256(der).hexdigest())
 
@@ -57,6 +64,14 @@ def enrolment(actor: str, key: FileSigner, role: str, version: int = 1) -> Event
     data = {"actor": actor, "publicKey": base64.b64encode(key.public_key_der).decode(), "role": role}
     subject = Artifact(f"actors/{actor}", key.keyid)
     return Event("ActorEnrolled", f"actors/{actor}", version, LEDGER, (subject,), data)
+
+
+def rotation(actor: str, old: FileSigner, new: FileSigner, version: int, **data: Any) -> Event:
+    """The event with which `new` replaces `old`, proven to be held."""
+    proof = base64.b64encode(possession.prove(actor, old.keyid, new)).decode()
+    public = base64.b64encode(new.public_key_der).decode()
+    said = {"actor": actor, "publicKey": public, "possession": proof, **data}
+    return Event("ActorKeyRotated", f"actors/{actor}", version, LEDGER, (Artifact(f"actors/{actor}", new.keyid),), said)
 
 
 def founding(store: Store) -> list[list[bytes]]:

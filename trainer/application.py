@@ -32,7 +32,7 @@ class Training(LedgerApplication):
     """Commands of the trainer, recorded by the actor "trainer"."""
 
     def __init__(self, config: TrainerConfig) -> None:
-        super().__init__("trainer", str(config.data / "keys" / "trainer.key"), config)
+        super().__init__("trainer", str(config.data / "keys" / "trainer.key"), config, config.key)
         self.config = config
         self.artifacts = ArtifactStore(config.data / "artifacts")
         self.registry = registry_pb2_grpc.RegistryServiceStub(self.channel)

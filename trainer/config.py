@@ -7,11 +7,12 @@ from pathlib import Path
 
 from ledger.kit.client import Calling
 from ledger.kit.config import FALLBACK
+from ledger.kit.keys import Signing
 from ledger.kit.serve import Listening
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerConfig(Listening, Calling):
+class TrainerConfig(Listening, Calling, Signing):
     """How the trainer process runs.
 
     data:        directory with keys/, artifacts/ and work/

@@ -38,12 +38,14 @@ class Command:
 class LedgerApplication(Application[str]):
     """Loads and saves aggregates; knows a few questions the library has no name for."""
 
-    def __init__(self, actor: str, key_file: str, calling: Calling) -> None:
+    def __init__(self, actor: str, key_file: str, calling: Calling, key: str = "") -> None:
+        """`key`: where the actor's key is when not in `key_file`, see keys.py."""
         super().__init__(
             {
                 "PERSISTENCE_MODULE": "ledger.kit.recorder",
                 "LEDGER_ADDRESS": calling.ledger,
                 "LEDGER_ACTOR": actor,
+                "LEDGER_KEY": key,
                 "LEDGER_KEY_FILE": key_file,
                 "LEDGER_CA_FILE": calling.ledger_ca,
                 "LEDGER_CERTIFICATE": calling.ledger_certificate,

@@ -1,7 +1,11 @@
 """Signing keys in files: made on first run with mode 0600, refused when others can read them.
 
 Actors sign with ECDSA P-256 (Ed25519 accepted), the log with Ed25519. A `FileSigner` is one kind of
-`ledger.envelope.Signer`; a key service can take its place.
+`ledger.envelope.Signer`, a key service (kms.py) another; a service's configuration says which:
+
+    key = ""                        data/keys/<actor>.key, made on first run
+    key = "file:/safe/trainer.key"  another file, made when it is not there
+    key = "hsm:…"                   a token or key service; its public key is the file data/keys/<actor>.pem
 """
 
 from __future__ import annotations
@@ -18,10 +22,21 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from ledger.envelope import Signer
 from ledger.errors import UnsafeKeyFile
 from ledger.kit.artifacts import sync_directory
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signing:
+    """The field that a service's configuration has for the key it signs events with.
+
+    key: empty, "file:PATH" or the URI of a key service
+    """
+
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,14 +58,25 @@ class FileSigner:
         )
 
 
-def actor_signer(path: Path) -> FileSigner:
-    """The actor key at `path` (PEM, PKCS #8), made with P-256 when there is none."""
-    return _signer(load_or_create(path, lambda: ec.generate_private_key(ec.SECP256R1())))
+def actor_signer(path: Path, *, ed25519: bool = False) -> FileSigner:
+    """The actor key at `path` (PEM, PKCS #8), made when there is none: P-256, or Ed25519 when asked for."""
+    return _signer(load_or_create(path, _ed25519 if ed25519 else _p256))
+
+
+def open_signer(key: str, file: Path, public_key: Path | None = None) -> Signer:
+    """The signer that `key` names (see above). Raises what kms.kms_signer raises."""
+    if not key:
+        return actor_signer(file)
+    if key.startswith("file:"):
+        return actor_signer(Path(key.removeprefix("file:")).expanduser())
+    from ledger.kit.kms import kms_signer
+
+    return kms_signer(key, public_key or file.with_suffix(".pem"))
 
 
 def log_key(path: Path) -> ed25519.Ed25519PrivateKey:
     """The log's Ed25519 key at `path`, made when there is none. Raises UnsafeKeyFile for another type."""
-    key = load_or_create(path, ed25519.Ed25519PrivateKey.generate)
+    key = load_or_create(path, _ed25519)
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise UnsafeKeyFile(f"{path} holds another type of key; the log signs with Ed25519")
     return key
@@ -76,6 +102,14 @@ def load(path: Path) -> PrivateKey:
     if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1):
         return key
     raise UnsafeKeyFile(f"{path} holds another type of key; use ECDSA P-256 or Ed25519")
+
+
+def _p256() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def _ed25519() -> ed25519.Ed25519PrivateKey:
+    return ed25519.Ed25519PrivateKey.generate()
 
 
 def _signer(key: PrivateKey) -> FileSigner:

@@ -6,7 +6,8 @@ appends it. A lost race (expected stream version) is the library's IntegrityErro
 
     LEDGER_ADDRESS            host:port of the ledger
     LEDGER_ACTOR              the actor that signs
-    LEDGER_KEY_FILE           its private key
+    LEDGER_KEY                its private key, as keys.py says; empty for the file
+    LEDGER_KEY_FILE           the file
     LEDGER_CA_FILE            PEM of the ledger's certificate authority; empty without TLS
     LEDGER_CERTIFICATE        PEM of the certificate that says who calls; empty when none is asked for
     LEDGER_CERTIFICATE_KEY    PEM of its private key
@@ -43,7 +44,7 @@ from ledger.envelope import Signer
 from ledger.errors import EventIdReused, Overloaded, Unreachable, WrongStreamVersion
 from ledger.kit.aggregate import Recorded
 from ledger.kit.client import call, connect, stream
-from ledger.kit.keys import actor_signer
+from ledger.kit.keys import open_signer
 from ledger.statement import Event
 
 log = logging.getLogger("modelledger.recorder")
@@ -222,7 +223,8 @@ class Factory(InfrastructureFactory[TrackingRecorder]):
     def mapper(
         self, transcoder: Transcoder | None = None, mapper_class: type[Mapper[Any]] | None = None
     ) -> Mapper[Any]:
-        return LedgerMapper(self.env["LEDGER_ACTOR"], actor_signer(Path(self.env["LEDGER_KEY_FILE"])))
+        signer = open_signer(self.env.get("LEDGER_KEY", ""), Path(self.env["LEDGER_KEY_FILE"]))
+        return LedgerMapper(self.env["LEDGER_ACTOR"], signer)
 
     def application_recorder(self) -> ApplicationRecorder:
         files = {

@@ -17,7 +17,7 @@ from ledger.events import KINDS
 from ledger.statement import Artifact, Event
 from tests.audit import verify_whole_log
 from tests.databases import StoreFactory, shared_cluster, sqlite_factory
-from tests.logs import ACTORS, Log, artifact, enrolment, ref, signed, signer
+from tests.logs import ACTORS, Log, artifact, enrolment, ref, rotation, signed, signer
 
 BASE, TWIN, ROWS = artifact("base-models/tiny"), artifact("base-models/other"), artifact("datasets/acme/faq")
 GONE, ADAPTER = artifact("base-models/gone"), artifact("adapters/run1/tiny")
@@ -258,13 +258,12 @@ def test_what_is_no_key_is_not_enrolled(log: Log, key: str) -> None:
 def test_a_rotated_key_takes_over_and_the_old_one_never_returns(log: Log) -> None:
     old, new = signer(80), signer(81)
     log.append(signed(enrolment("turner", old, "trainer")))
-    rotated = replace(enrolment("turner", new, "trainer", 2), kind="ActorKeyRotated")
-    log.append(signed(replace(rotated, data={k: v for k, v in rotated.data.items() if k != "role"})))
+    (index,) = log.append(signed(rotation("turner", old, new, 2))).indexes
     event = dataset("turned", actor="turner")
-    refused(log, signed(event, old), "REVOKED_ACTOR", "signatures")
+    refusal = refused(log, signed(event, old), "REVOKED_ACTOR", "signatures")
+    assert f"replaced at index {index}" in refusal.message
     log.append(signed(event, new))
-    back = replace(enrolment("turner", old, "trainer", 3), kind="ActorKeyRotated")
-    refused(log, signed(replace(back, data={k: v for k, v in back.data.items() if k != "role"})), "ALREADY_EXISTS")
+    refused(log, signed(rotation("turner", new, old, 3)), "ALREADY_EXISTS")
 
 
 # Form

@@ -61,6 +61,7 @@ PURE = {
     "errors",
     "events",
     "fingerprint",
+    "key_rules",
     "kit/__init__",
     "kit/artifacts",
     "manifest",
@@ -69,6 +70,7 @@ PURE = {
     "model_signature",
     "note",
     "policy",
+    "possession",
     "proof_file",
     "provenance",
     "report",
@@ -78,9 +80,11 @@ PURE = {
     "strict_json",
     "strict_text",
     "tiles",
+    "trust",
     "verify",
     "verify_artifacts",
     "verify_certificate",
+    "verify_keys",
     "verify_statements",
 }
 

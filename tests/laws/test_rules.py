@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -17,7 +16,7 @@ from ledger.rules import Candidate, Known
 from ledger.schema import MESSAGES
 from ledger.statement import Artifact, Event
 from tests.databases import log_signer
-from tests.logs import ACTORS, Log, artifact, enrolment, event_of, founding, signer
+from tests.logs import ACTORS, Log, artifact, event_of, founding, rotation, signer
 
 
 class _Nowhere:
@@ -131,14 +130,12 @@ def test_the_same_digest_may_have_many_names_and_each_counts() -> None:
 def test_the_founding_key_does_not_come_back_after_it_was_replaced() -> None:
     known = known_after(1)
 
-    def rotation(key: FileSigner, version: int) -> Candidate:
-        event = enrolment("ledger", key, "ledger", version)
-        data = {name: value for name, value in event.data.items() if name != "role"}
+    def rotated(old: FileSigner, new: FileSigner, version: int) -> Candidate:
         signers = frozenset({signer(50).keyid, ACTORS["ledger"].keyid})
-        return Candidate(replace(event, kind="ActorKeyRotated", data=data), "0" * 64, signers)
+        return Candidate(rotation("ledger", old, new, version), "0" * 64, signers)
 
-    replaced = rotation(signer(50), 1)
+    replaced = rotated(ACTORS["ledger"], signer(50), 1)
     assert rules.check(known, replaced) == []
     rules.learn(known, replaced)
-    found = rules.check(known, rotation(ACTORS["ledger"], 2))
+    found = rules.check(known, rotated(signer(50), ACTORS["ledger"], 2))
     assert "ALREADY_EXISTS" in {violation.reason for violation in found}

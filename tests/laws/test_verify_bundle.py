@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from modelledger.ledger.v1 import events_pb2 as events
 
-from ledger import bundle, bundle_writer, evidence, manifest, model_signature
+from ledger import bundle, bundle_writer, evidence, manifest, model_signature, possession
 from ledger import envelope as dsse
 from ledger.bundle import MANIFEST, SEAL
 from ledger.bundle_files import write_folder, write_zip
@@ -29,6 +29,7 @@ from ledger.kit.keys import FileSigner
 from ledger.policy import shipped
 from ledger.report import Report
 from ledger.statement import Artifact
+from ledger.trust import Trust
 from ledger.verify import read_trust, verify_bundle
 from ledger.writing import Row
 from tests.certified import Certified
@@ -130,7 +131,7 @@ def test_every_byte_of_the_seal_counts(copy: Path, certified: Certified) -> None
 
     verifiers = [certified.store.signer.verifier]
     with open_bundle(copy) as files:
-        proven = prove(files, verifiers, Report())
+        proven = prove(files, verifiers, Report(), Trust((certified.store.signer.vkey(),)))
         assert proven is not None
         certificate = proven.statements[certified.certificate.event_index]
         for name, step, flips in ((SEAL, 1, (0x01, 0x06, 0x20)), (MANIFEST, 5, (0x01,))):
@@ -398,7 +399,12 @@ def test_keys_rotated_and_revoked(tmp_path: Path) -> None:
     world = Certified(tmp_path)
     certificate = evidence.statement_of(world.store.get(world.issue().event_index))
     fresh, vkeys = stranger(), [world.store.signer.vkey()]
-    rotated = events.ActorKeyRotated(actor="certification", public_key=base64.b64encode(fresh.public_key_der).decode())
+    proof = possession.prove("certification", world.signers["certification"].keyid, fresh)
+    rotated = events.ActorKeyRotated(
+        actor="certification",
+        public_key=base64.b64encode(fresh.public_key_der).decode(),
+        possession=base64.b64encode(proof).decode(),
+    )
     world.append("ledger", "actors/certification", rotated, [Artifact("actors/certification", fresh.keyid)])
     # What the old key signed in its time stays valid; what it signs now does not.
     assert verify_bundle(write(world, certificate, tmp_path / "new", fresh), vkeys).ok

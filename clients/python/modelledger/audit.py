@@ -13,6 +13,10 @@ from ledger import envelope, merkle, rules, schema, statement
 from ledger.checkpoint import Checkpoint
 from ledger.errors import DamagedLog, ModelLedgerError, Violation
 from ledger.rules import Candidate, Known
+from ledger.trust import Trust
+from ledger.verify_keys import Signed, Untrusted
+
+NOBODY = Trust(())
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,12 @@ class Audited:
     streams: int
     artifacts: int
     actors: list[str]
+    untrusted: list[Untrusted]  # events by keys that others had too, or that `trust` does not allow
 
 
-def audit(entries: Iterable[bytes], checkpoint: Checkpoint) -> Audited:
+def audit(entries: Iterable[bytes], checkpoint: Checkpoint, trust: Trust = NOBODY) -> Audited:
     """Verify entries 0, 1, … against the checkpoint. Raises DamagedLog with the position of the first fault."""
-    known, leaves = Known(), []
+    known, leaves, signed = Known(), [], Signed()
     for index, entry in enumerate(entries):
         leaves.append(merkle.leaf_hash(entry))
         try:
@@ -39,12 +44,14 @@ def audit(entries: Iterable[bytes], checkpoint: Checkpoint) -> Audited:
         if violations:
             raise DamagedLog(f"event {index} breaks a rule: {'; '.join(map(str, violations))}", violations=violations)
         rules.learn(known, candidate)
+        signed.add(index, candidate.event.actor, candidate.verified, known.keys)
     if len(leaves) != checkpoint.size:
         raise DamagedLog(f"the log holds {len(leaves)} events, its checkpoint covers {checkpoint.size}")
     root = merkle.root(leaves)
     if root != checkpoint.root:
         raise DamagedLog(f"the events have the root {root.hex()}, the checkpoint signs {checkpoint.root.hex()}")
-    return Audited(len(known.streams), len(known.artifacts), sorted({key.actor for key in known.keys.values()}))
+    actors = sorted({key.actor for key in known.keys.values()})
+    return Audited(len(known.streams), len(known.artifacts), actors, signed.untrusted(known.keys, trust))
 
 
 def _candidate(known: Known, entry: bytes) -> Candidate:

@@ -17,11 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
+from ledger import possession
+from ledger.envelope import Signer
 from ledger.kit.client import upload
 from ledger.resource_names import DatasetName
 from modelledger.connection import PAGE, Connection, Progress, chunks
 from modelledger.inference.v1 import inference_pb2
-from modelledger.ledger.v1 import certification_pb2, ledger_pb2, registry_pb2
+from modelledger.ledger.v1 import actors_pb2, certification_pb2, ledger_pb2, registry_pb2
 from modelledger.names import below, model_name, version_resource
 from modelledger.quantizer.v1 import quantizer_pb2
 from modelledger.trainer.v1 import trainer_pb2
@@ -284,6 +286,50 @@ class Client(Connection):
             name=below("certificates", certificate), include_artifacts=include_artifacts
         )
         return self._stream(self._certification.DownloadBundle, request)
+
+    # Actors
+
+    def actors(self) -> Iterator[actors_pb2.Actor]:
+        """Who may sign events, or once could, with every key; by name."""
+        return self._pages(self._actors.ListActors, actors_pb2.ListActorsRequest(), "actors")
+
+    def enrol_actor(self, actor: str, role: str, signer: Signer, *, request_id: str = "") -> actors_pb2.Actor:
+        """Let an actor sign events with the signer's key from now on."""
+        name = below("actors", actor)
+        request = actors_pb2.EnrolActorRequest(
+            name=name,
+            role=role,
+            public_key=signer.public_key_der,
+            possession=possession.prove(name.removeprefix("actors/"), "", signer),
+            request_id=_id(request_id),
+        )
+        return self._call(self._actors.EnrolActor, request).actor
+
+    def rotate_actor_key(
+        self, actor: actors_pb2.Actor, signer: Signer, reason: str, *, compromised_from: int = 0, request_id: str = ""
+    ) -> actors_pb2.Actor:
+        """Give an actor, as `actors` listed it, the signer's key; its present one is refused from now on."""
+        name, present = actor.name.removeprefix("actors/"), actor.keys[-1].key_id
+        request = actors_pb2.RotateActorKeyRequest(
+            name=actor.name,
+            public_key=signer.public_key_der,
+            possession=possession.prove(name, present, signer),
+            reason=reason,
+            compromised_from=compromised_from,
+            request_id=_id(request_id),
+        )
+        return self._call(self._actors.RotateActorKey, request).actor
+
+    def revoke_actor(
+        self, actor: str, reason: str, *, compromised_from: int = 0, request_id: str = ""
+    ) -> actors_pb2.Actor:
+        request = actors_pb2.RevokeActorRequest(
+            name=below("actors", actor),
+            reason=reason,
+            compromised_from=compromised_from,
+            request_id=_id(request_id),
+        )
+        return self._call(self._actors.RevokeActor, request).actor
 
     # The log
 

@@ -45,6 +45,7 @@ COMMANDS = {
     "ask": Entry("ask:ask", "Ask a served model a question."),
     "certify": Entry("certify:certify", "Issue a certificate for a version and download its bundle."),
     "verify": Entry("verify:verify", "Audit a certificate's bundle, offline."),
+    "actors": Entry("actors:actors", "Who may sign events: list, enrol, give another key, revoke."),
     "log": Entry("log:log", "The transparency log: read it, prove it, verify all of it."),
     "audit": Entry("log:audit_command", "Read the whole log and verify everything: the same as `log verify`."),
     "lineage": Entry("lineage:lineage", "What an artifact is made from, and what was made from it."),

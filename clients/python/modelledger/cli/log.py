@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -13,10 +14,14 @@ from ledger.checkpoint import Checkpoint, open_checkpoint
 from ledger.errors import DamagedLog, InvalidInput, InvalidSignature
 from ledger.note import NoteError, Verifier
 from ledger.proof_file import encode_proof, parse_proof, verify_proof
+from ledger.trust import read_all
+from ledger.verify_keys import UNPINNED
 from modelledger.audit import audit
 from modelledger.cli.session import Command, Session, json_option, pass_session, print_facts, print_json, print_table
 from modelledger.client import Client
 from modelledger.ledger.v1 import ledger_pb2
+
+SHOWN = 20  # events that are not trusted, one line each
 
 
 def _trust(command: Command) -> Command:
@@ -139,13 +144,14 @@ def proof(session: Session, index: int, out: Path | None, trusted: tuple[str, ..
 def verify(session: Session, trusted: tuple[str, ...], as_json: bool) -> None:
     """Read the whole log and verify everything: every signature, every rule, every hash, the signed root.
 
-    Exit 1 with the position of the first thing that is wrong.
+    Exit 1 with the position of the first thing that is wrong, or when an event is by a key or in a role that a trust
+    file does not allow. Events by keys that the log calls compromised are listed: it holds them rightly.
     """
     client = session.client
     verifiers = _verifiers(client, trusted)
     # The checkpoint first: what is appended while we read lies behind it.
     verified = _open(client.checkpoint().checkpoint, verifiers)
-    summary = audit((event.envelope for event in _first(client, verified.size)), verified)
+    summary = audit((event.envelope for event in _first(client, verified.size)), verified, read_all(trusted))
     facts = {
         "origin": verified.origin,
         "events": verified.size,
@@ -154,16 +160,30 @@ def verify(session: Session, trusted: tuple[str, ...], as_json: bool) -> None:
         "artifacts": summary.artifacts,
         "actors": summary.actors,
     }
+    refused = any(one.reason.startswith(UNPINNED) for one in summary.untrusted)
     if as_json:
-        return print_json({**facts, "trusted": bool(trusted)})
-    print_facts([(name, ", ".join(value) if isinstance(value, list) else str(value)) for name, value in facts.items()])
-    if trusted:
-        return click.echo("VALID")
-    return click.echo("VALID for the key this ledger handed out; pass --trust to check against a key you hold")
+        print_json({**facts, "trusted": bool(trusted), "untrusted": [asdict(one) for one in summary.untrusted]})
+    else:
+        print_facts([(name, ", ".join(v) if isinstance(v, list) else str(v)) for name, v in facts.items()])
+        for one in summary.untrusted[:SHOWN]:
+            click.echo(f"NOT TRUSTED event {one.index}: {one.reason} ({one.detail})")
+        if len(summary.untrusted) > SHOWN:
+            click.echo(f"NOT TRUSTED: {len(summary.untrusted)} events in all; --json names every one")
+        click.echo(_verdict(bool(trusted), refused))
+    if refused:
+        raise SystemExit(1)
 
 
 # What an auditor looks for has a name of its own: `modelledger audit`.
 audit_command = click.Command("audit", callback=verify.callback, params=verify.params, help=AUDIT)
+
+
+def _verdict(trusted: bool, refused: bool) -> str:
+    if refused:
+        return "NOT VALID: your trust file does not allow every signer"
+    if trusted:
+        return "VALID"
+    return "VALID for the key this ledger handed out; pass --trust to check against a key you hold"
 
 
 def _first(client: Client, size: int) -> Iterator[ledger_pb2.Event]:
@@ -176,9 +196,7 @@ def _first(client: Client, size: int) -> Iterator[ledger_pb2.Event]:
 def _verifiers(client: Client, trusted: tuple[str, ...]) -> list[Verifier]:
     if not trusted:
         return [Verifier.parse(client.checkpoint().vkey)]
-    from ledger.verify import read_trust
-
-    return [Verifier.parse(vkey) for text in trusted for vkey in read_trust(text)]
+    return read_all(trusted).verifiers()
 
 
 def _open(note: bytes, verifiers: list[Verifier]) -> Checkpoint:

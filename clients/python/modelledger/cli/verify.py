@@ -9,13 +9,16 @@ from pathlib import Path
 import click
 
 from ledger.report import VALID, Check
-from ledger.verify import read_trust, verify_bundle
+from ledger.trust import read_all
+from ledger.verify import verify_bundle
 from modelledger.cli.session import json_option, print_facts, print_json
+
+TRUST = "Key of a log you trust, a file of such keys, or a trust file (.toml), which may pin actors' keys; repeatable."
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--trust", "trusted", multiple=True, required=True, metavar="KEY|FILE", help="Key of a log you trust.")
+@click.option("--trust", "trusted", multiple=True, required=True, metavar="KEY|FILE", help=TRUST)
 @click.option(
     "--artifact",
     "artifacts",
@@ -31,8 +34,7 @@ def verify(bundle: Path, trusted: tuple[str, ...], artifacts: tuple[Path, ...], 
 
     Exit 0 when everything in it is proven by a log you trust, else 1 with everything that is wrong.
     """
-    keys = [key for text in trusted for key in read_trust(text)]
-    report = verify_bundle(bundle, keys, artifacts)
+    report = verify_bundle(bundle, read_all(trusted), artifacts)
     if as_json:
         print_json(
             {"ok": report.ok, "checks": list(map(dataclasses.asdict, report.checks)), "certified": report.certified}

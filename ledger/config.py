@@ -17,6 +17,7 @@ class LedgerConfig(Listening):
     listen:    gRPC address
     http:      address of the static reads
     origin:    name of the log; made from its key when empty
+    witnesses: tlog-policy file; every witness in it that has a URL is asked to cosign the log's checkpoints
     """
 
     data: Path = Path("data")
@@ -24,6 +25,7 @@ class LedgerConfig(Listening):
     listen: str = "127.0.0.1:50051"
     http: str = "127.0.0.1:8080"
     origin: str = ""
+    witnesses: Path | None = None
 
     @property
     def database_url(self) -> str:

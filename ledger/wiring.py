@@ -21,6 +21,7 @@ from ledger.sequencer import Sequencer
 from ledger.service import LedgerServicer
 from ledger.store import Store
 from ledger.views import ViewRunner
+from ledger.witnessing import open_witnessing
 
 
 class LedgerPart:
@@ -32,14 +33,17 @@ class LedgerPart:
         self.store = Store(config.database_url, log)
         self.sequencer = Sequencer(self.store)
         found(self.sequencer, log, signers, config.keys / "log.vkey")
+        self.witnessing = open_witnessing(self.store, config.database_url, config.witnesses)
+        checkpoints = self.witnessing.checkpoints
         self.view = ViewRunner(self.store, "registry", fold_registry, keys_read)
         registry = Registry(self.store, self.view, LocalActor("registry", signers["registry"], self.sequencer))
         certification = Certification(
             self.store,
             ArtifactStore(config.artifacts),
             LocalActor("certification", signers["certification"], self.sequencer),
+            checkpoints=checkpoints,
         )
-        ledger = LedgerServicer(self.sequencer)
+        ledger = LedgerServicer(self.sequencer, checkpoints)
         self.servicers: Sequence[Servicer] = [
             Servicer(
                 "modelledger.ledger.v1.LedgerService",
@@ -54,15 +58,17 @@ class LedgerPart:
                 lambda server: certification_pb2_grpc.add_CertificationServiceServicer_to_server(certification, server),
             ),
         ]
-        self.http: Sequence[tuple[Any, Address]] = [(create_app(self.store), Address.parse(config.http))]
+        self.http: Sequence[tuple[Any, Address]] = [(create_app(self.store, checkpoints), Address.parse(config.http))]
 
     async def start(self) -> None:
         self.view.start()
+        self.witnessing.start()
 
     async def stop(self) -> None:
-        """Nothing here works on its own; calls end with the servers."""
+        await asyncio.to_thread(self.witnessing.stop)
 
     async def close(self) -> None:
         await self.sequencer.close()
         await asyncio.to_thread(self.view.stop)
+        self.witnessing.close()
         self.store.close()

@@ -4,10 +4,11 @@
     report.ok, report.failures, report.certified
 
 In this order: every file has the digest that manifest.json names; every statement is in the trusted log, signed and
-allowed (verify_statements.py); the certificate rests on exactly this evidence (verify_certificate.py); the JSON files
-say what the statements say; manifest.json and the model are signed by the certification actor; artifacts, in the
-bundle or on this machine, are the certified bytes (verify_artifacts.py). A failure does not stop the rest, so a report
-names everything that is wrong.
+allowed (verify_statements.py); enough witnesses cosigned the checkpoint, when a policy asks for them
+(verify_witnesses.py); the certificate rests on exactly this evidence (verify_certificate.py); the JSON files say what
+the statements say; manifest.json and the model are signed by the certification actor; artifacts, in the bundle or on
+this machine, are the certified bytes (verify_artifacts.py). A failure does not stop the rest, so a report names
+everything that is wrong.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from ledger.policy import Policy, shipped
 from ledger.provenance import Provenance
 from ledger.report import Report
 from ledger.strict_text import encode_base64
+from ledger.trust_policy import TrustPolicy
 from ledger.verify_artifacts import check_bundled, check_local, read_manifests
 from ledger.verify_certificate import check_certificate, only_certificate
 from ledger.verify_statements import Proven, prove, signed_by
+from ledger.verify_witnesses import check_witnesses
 
 MAX_TRUST_FILE = 64 << 10
 
@@ -65,8 +68,10 @@ def verify_bundle(
     trusted_vkeys: Sequence[str],
     artifacts: Sequence[Path] = (),
     policies: Mapping[str, Policy] | None = None,
+    witnesses: TrustPolicy | None = None,
 ) -> Report:
-    """Audit the bundle at `path`, a folder or a zip, and local copies of what it certifies.
+    """Audit the bundle at `path`, a folder or a zip, and local copies of what it certifies. With `witnesses` its
+    checkpoint must also be cosigned as that policy asks.
 
     Raises InvalidConfig for trusted keys that are no verifier keys; everything else is in the report.
     """
@@ -74,7 +79,7 @@ def verify_bundle(
     report = Report()
     try:
         with open_bundle(path) as files:
-            _check(files, verifiers, artifacts, shipped() if policies is None else policies, report)
+            _check(files, verifiers, artifacts, shipped() if policies is None else policies, witnesses, report)
     except UnreadableBundle as error:
         if error.reason == "missing-file":
             report.missing("bundle", str(path), error.reason, str(error))
@@ -98,12 +103,15 @@ def _check(
     verifiers: Sequence[Verifier],
     artifacts: Sequence[Path],
     policies: Mapping[str, Policy],
+    witnesses: TrustPolicy | None,
     report: Report,
 ) -> None:
     listing = _manifest(files, report)
     proven = prove(files, verifiers, report)
     if proven is None:
         return
+    if witnesses is not None:
+        check_witnesses(proven.note, proven.checkpoint.origin, witnesses, report)
     certificate = only_certificate(proven, report)
     if certificate is None:
         return

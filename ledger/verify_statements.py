@@ -29,6 +29,7 @@ class Proven:
     """Statements that passed every check, by index, with the state of the rules behind the last of them."""
 
     checkpoint: Checkpoint
+    note: bytes  # the checkpoint as it was signed, and maybe cosigned
     statements: dict[int, Statement] = field(default_factory=dict)
     proofs: dict[int, LogProof] = field(default_factory=dict)
     known: Known = field(default_factory=Known)
@@ -64,10 +65,11 @@ def prove(files: BundleFiles, verifiers: Sequence[Verifier], report: Report) -> 
             f"the proofs carry {len(notes)} different checkpoints, expected one",
         )
         return None
-    checkpoint = _checkpoint(notes.pop(), verifiers, report)
+    note = notes.pop()
+    checkpoint = _checkpoint(note, verifiers, report)
     if checkpoint is None:
         return None
-    proven = Proven(checkpoint)
+    proven = Proven(checkpoint, note)
     for index, kind in complete:
         proof = proofs[index, kind]
         if proof is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ledger.report import VALID, Check
+from ledger.trust_policy import read_trust_policy
 from ledger.verify import read_trust, verify_bundle
 from modelledger.cli.session import json_option, print_facts, print_json
 
@@ -16,6 +17,12 @@ from modelledger.cli.session import json_option, print_facts, print_json
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--trust", "trusted", multiple=True, required=True, metavar="KEY|FILE", help="Key of a log you trust.")
+@click.option(
+    "--policy",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also demand the cosignatures of witnesses that this tlog-policy asks for.",
+)
 @click.option(
     "--artifact",
     "artifacts",
@@ -26,13 +33,21 @@ from modelledger.cli.session import json_option, print_facts, print_json
 )
 @click.option("--verbose", is_flag=True, help="Print every check, not only those that failed.")
 @json_option
-def verify(bundle: Path, trusted: tuple[str, ...], artifacts: tuple[Path, ...], verbose: bool, as_json: bool) -> None:
+def verify(
+    bundle: Path,
+    trusted: tuple[str, ...],
+    policy: Path | None,
+    artifacts: tuple[Path, ...],
+    verbose: bool,
+    as_json: bool,
+) -> None:
     """Audit a certificate's bundle, offline.
 
     Exit 0 when everything in it is proven by a log you trust, else 1 with everything that is wrong.
     """
     keys = [key for text in trusted for key in read_trust(text)]
-    report = verify_bundle(bundle, keys, artifacts)
+    witnesses = read_trust_policy(policy) if policy else None
+    report = verify_bundle(bundle, keys, artifacts, witnesses=witnesses)
     if as_json:
         print_json(
             {"ok": report.ok, "checks": list(map(dataclasses.asdict, report.checks)), "certified": report.certified}

@@ -155,8 +155,7 @@ class _Reader:
         for position, octet in enumerate(line, start=1):
             if octet == 0x7F or (octet < 0x20 and octet != 0x09):
                 raise ValueError(f"octet {position} is the control character 0x{octet:02x}")
-        # Not split(): bytes.split without an argument also splits at \v, \f and \r.
-        items = [item for item in line.replace(b"\t", b" ").split(b" ") if item]
+        items = line.split()  # at spaces and tabs: the other ASCII white space was refused above
         if not items or items[0].startswith(b"#"):
             return
         keyword, *rest = items

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -17,13 +17,15 @@ import pytest
 
 from ledger.add_checkpoint import AddCheckpoint, parse_request
 from ledger.checkpoint import open_checkpoint
-from ledger.cosigned import CosignedCheckpoints
+from ledger.cosignature_store import CosignatureStore
+from ledger.cosigned import Checkpoints, CosignedCheckpoints
 from ledger.errors import InvalidConfig, NotReady
 from ledger.note import Verifier
 from ledger.trust_policy import parse_trust_policy
 from ledger.witness.serving import open_witness
 from ledger.witness.witness import Answer
 from ledger.witness_client import MAX_ANSWER, WitnessClient
+from ledger.witness_follower import WitnessFollower
 from ledger.witnessing import Witnessing, open_witnessing
 from tests.databases import ORIGIN, StoreFactory, log_signer
 from tests.house import eventually
@@ -112,7 +114,7 @@ def asking(store_factory: StoreFactory, tmp_path: Path) -> Iterator[Asking]:
     state.close()
 
 
-def agreed_size(checkpoints: CosignedCheckpoints) -> int:
+def agreed_size(checkpoints: Checkpoints) -> int:
     try:
         return checkpoints.agreed().size
     except NotReady:
@@ -150,6 +152,53 @@ def test_a_busy_log_asks_seldom_and_for_the_newest_only(asking: Asking) -> None:
         for _, r in asking.server.received
     ]
     assert sizes == sorted(set(sizes))
+
+
+def test_witnesses_of_a_busy_log_cosign_the_same_checkpoints(
+    asking: Asking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are asked at different moments, answer after different times, and still agree again and again."""
+    rounds: list[int] = []
+    ask_for = WitnessFollower.ask_for
+    monkeypatch.setattr(WitnessFollower, "ask_for", lambda self, head: (rounds.append(head.size), ask_for(self, head)))
+    other, state = open_witness(tmp_path / "w2", "witness.example/w2", [asking.log.store.signer.verifier])
+
+    def after(intervals: float, behave: Behave) -> Behave:
+        return lambda body: (time.sleep(INTERVAL * intervals), behave(body))[1]
+
+    asking.server.behave = after(1.5, asking.honest)
+    with Answering(after(2.3, other.add_checkpoint)).running() as server:
+        policy = f"witness v {asking.verifier.vkey()} {asking.server.url}\n"
+        policy += f"witness w {other.cosigner.vkey()} {server.url}\ngroup both all v w\nquorum both\n"
+        witnessing = Witnessing(asking.log.store, asking.url, parse_trust_policy(policy.encode()), interval=INTERVAL)
+        witnessing.start()
+        began = time.monotonic()
+        while len(set(rounds)) < 10:
+            assert time.monotonic() - began < 30, "rounds end when the quorum is met, not when patience ends"
+            asking.append()
+        witnessing.stop()
+        witnessing.close()
+    state.close()
+    with closing(CosignatureStore(asking.url)) as stored:
+        agreed = [one.size for one in stored.newest(limit=100) if len(one.lines) == 2]
+    assert len(agreed) >= 9  # the last round was not waited for
+
+
+def test_rounds_are_an_interval_apart_also_when_no_quorum_is_asked_for(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[float] = []
+    monkeypatch.setattr(WitnessFollower, "ask_for", lambda self, head: rounds.append(time.monotonic()))
+    policy = f"witness w {asking.verifier.vkey()} {asking.server.url}\nquorum none\n"
+    witnessing = Witnessing(asking.log.store, asking.url, parse_trust_policy(policy.encode()), interval=INTERVAL)
+    witnessing.start()
+    began = time.monotonic()
+    while len(rounds) < 5:
+        asking.append()
+        assert time.monotonic() - began < 30
+    witnessing.stop()
+    witnessing.close()
+    assert min(later - earlier for earlier, later in pairwise(rounds)) >= INTERVAL * 0.9
 
 
 def test_a_witness_at_another_size_gets_a_proof_from_there(asking: Asking) -> None:

@@ -16,6 +16,7 @@ from ledger import envelope as dsse
 from ledger.actor_keys import ActorKeys
 from ledger.bundle import Statement
 from ledger.bundle_documents import documents
+from ledger.cosigned import PlainCheckpoints, Published
 from ledger.envelope import Signer
 from ledger.kit.artifacts import ArtifactStore
 from ledger.manifest import FileEntry
@@ -23,7 +24,6 @@ from ledger.merkle import inclusion_proof
 from ledger.proof_file import encode_proof, parse_proof
 from ledger.provenance import Provenance, trace
 from ledger.store import Store
-from ledger.writing import Head
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,26 @@ class BundleFile:
 
 
 def write(
-    store: Store, artifacts: ArtifactStore, signer: Signer, certificate: Statement, *, include_artifacts: bool
+    store: Store,
+    artifacts: ArtifactStore,
+    signer: Signer,
+    certificate: Statement,
+    *,
+    include_artifacts: bool,
+    checkpoint: Published | None = None,
 ) -> list[BundleFile]:
-    """The bundle's files, the signature over them last. Raises NotFound for artifacts that are not in the store."""
-    head, data = store.head, certificate.event.data
+    """The bundle's files, the signature over them last, against the newest checkpoint unless one is given. Raises
+    NotFound for artifacts that are not in the store."""
+    data = certificate.event.data
+    checkpoint = checkpoint or PlainCheckpoints(store).newest()
     basis = [evidence.statement_of(store.get(int(index))) for index in data["evidence"]]
     provenance = trace(basis, data["org"], data["model"], data["version"])
-    statements = _needed(store, head, certificate, basis)
-    proofs = {s.index: _proof(store, head, s.index) for s in statements}
+    statements = _needed(store, checkpoint.size, certificate, basis)
+    tiles = store.tiles()
+    proofs = {
+        s.index: encode_proof(s.index, inclusion_proof(tiles, s.index, checkpoint.size), checkpoint.note)
+        for s in statements
+    }
     # The certificate's own key, which may have been rotated since.
     actors = ActorKeys(store).known
     keys = {signature.keyid: actors.get(signature.keyid) for signature in _signatures(certificate)}
@@ -67,25 +79,21 @@ def write(
             blob = artifacts.get(sha256)
             found.append(BundleFile(f"{bundle.ARTIFACTS}{path}", blob, blob.stat().st_size, sha256))
     listing = manifest.encode(FileEntry(file.path, file.size, file.sha256) for file in found)
-    payload = bundle.seal_payload(listing, data["certificate"], store.signer.name, head.size)
+    payload = bundle.seal_payload(listing, data["certificate"], store.signer.name, checkpoint.size)
     return [*found, _small(bundle.MANIFEST, listing), _small(bundle.SEAL, dsse.sign(payload, [signer]))]
 
 
-def _needed(store: Store, head: Head, certificate: Statement, basis: Sequence[Statement]) -> list[Statement]:
+def _needed(store: Store, size: int, certificate: Statement, basis: Sequence[Statement]) -> list[Statement]:
     """The certificate, its evidence, what revoked any of it, and the key events it takes to trust them all."""
     own = [
         evidence.statement_of(row)
-        for row in store.select(stream=certificate.event.stream, stop=head.size, limit=evidence.PAGE)
+        for row in store.select(stream=certificate.event.stream, stop=size, limit=evidence.PAGE)
     ]
-    revoked = evidence.revoking(store, basis, head.size)
-    statements = evidence.closure(store, [*basis, *own, *revoked], head.size)
-    keys = evidence.key_history(store, statements, certificate.event.actor, head.size)
+    revoked = evidence.revoking(store, basis, size)
+    statements = evidence.closure(store, [*basis, *own, *revoked], size)
+    keys = evidence.key_history(store, statements, certificate.event.actor, size)
     everything = {statement.index: statement for statement in (*statements, *keys)}
     return [everything[index] for index in sorted(everything)]
-
-
-def _proof(store: Store, head: Head, index: int) -> bytes:
-    return encode_proof(index, inclusion_proof(store.tiles(head), index, head.size), head.checkpoint)
 
 
 def _signatures(statement: Statement) -> Sequence[dsse.Signature]:

@@ -20,6 +20,7 @@ from modelledger.ledger.v1 import certification_pb2, certification_pb2_grpc, eve
 from ledger import bundle, bundle_writer, evidence, schema
 from ledger.bundle import Statement
 from ledger.bundle_documents import dna_of
+from ledger.cosigned import Checkpoints, PlainCheckpoints
 from ledger.errors import (
     EventIdReused,
     EvidenceMissing,
@@ -32,6 +33,7 @@ from ledger.errors import (
 )
 from ledger.kit.artifacts import ArtifactStore
 from ledger.kit.interceptors import caller
+from ledger.kit.threads import in_thread
 from ledger.local_actor import LocalActor
 from ledger.policy import Policy, shipped
 from ledger.provenance import Incomplete, Provenance, about, trace
@@ -42,6 +44,7 @@ from ledger.store import Store
 CHUNK = 256 << 10
 MAX_CATEGORIES = 50
 MAX_SAME_SECOND = 100
+SETTLING_SECONDS = 5.0  # that a bundle waits for the witnesses; it is written without them when they take longer
 
 Context = Any  # grpc.aio.ServicerContext; the handlers use nothing of it
 
@@ -61,8 +64,10 @@ class Certification(certification_pb2_grpc.CertificationServiceServicer):
         artifacts: ArtifactStore,
         actor: LocalActor,
         policies: Mapping[str, Policy] | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self._store = store
+        self._checkpoints = checkpoints or PlainCheckpoints(store)
         self._artifacts = artifacts
         self._actor = actor
         self._policies = dict(policies) if policies is not None else shipped()
@@ -128,7 +133,8 @@ class Certification(certification_pb2_grpc.CertificationServiceServicer):
     ) -> AsyncIterator[certification_pb2.DownloadBundleResponse]:
         issued = await asyncio.to_thread(self._find, request.name)
         write = partial(bundle_writer.write, self._store, self._artifacts, self._actor.signer, issued)
-        files = await asyncio.to_thread(write, include_artifacts=request.include_artifacts)
+        checkpoint = await in_thread(self._checkpoints.settled, SETTLING_SECONDS)
+        files = await asyncio.to_thread(write, include_artifacts=request.include_artifacts, checkpoint=checkpoint)
         for file in files:
             chunks = _chunks(file.content)
             while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:

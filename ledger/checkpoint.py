@@ -24,6 +24,10 @@ class MalformedCheckpoint(NoteError):
     kind = "malformed-checkpoint"
 
 
+class WrongEmptyRoot(MalformedCheckpoint):
+    """Size 0 with the root of another tree than the empty one."""
+
+
 class WrongOrigin(NoteError):
     """A valid checkpoint of another log."""
 
@@ -61,10 +65,10 @@ class Checkpoint:
             size, root = decode_decimal(lines[1].encode()), decode_base64(lines[2].encode())
             if len(root) != HASH_SIZE:
                 raise ValueError(f"root has {len(root)} bytes, expected {HASH_SIZE}")
-            if size == 0 and root != EMPTY_ROOT:
-                raise ValueError("size 0 has another root than the empty tree")
         except ValueError as error:
             raise MalformedCheckpoint(f"not a checkpoint: {error}") from None
+        if size == 0 and root != EMPTY_ROOT:
+            raise WrongEmptyRoot("not a checkpoint: size 0 has another root than the empty tree")
         return cls(lines[0], size, root, tuple(lines[3:]))
 
 

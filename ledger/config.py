@@ -21,6 +21,7 @@ class LedgerConfig(Listening):
     key, registry_key, certification_key: where its three actors' keys are, see ledger/kit/keys.py
     administrators: callers who may enrol, rotate and revoke actors (comma list), for example "ops.example.com", as
                their certificates name them; when empty, whoever calls over the loopback interface and nobody else
+    witnesses: tlog-policy file; every witness in it that has a URL is asked to cosign the log's checkpoints
     """
 
     data: Path = Path("data")
@@ -32,6 +33,7 @@ class LedgerConfig(Listening):
     registry_key: str = ""
     certification_key: str = ""
     administrators: tuple[str, ...] = ()
+    witnesses: Path | None = None
 
     @property
     def database_url(self) -> str:

@@ -160,6 +160,7 @@ class Cosigner:
 class NoteSignature:
     verifier: Verifier
     timestamp: int | None  # POSIX seconds; cosignatures only
+    line: bytes  # with its newline
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ def open_note(note: bytes, verifiers: Sequence[Verifier]) -> Note:
             raise MalformedNote(f"line {number}: the signature is shorter than a key ID and one byte")
         key = (match[1], blob[:4])  # name AND id
         if key in trusted and key not in verified:
-            verified[key] = NoteSignature(trusted[key], trusted[key].verify(text, blob[4:]))
+            timestamp = trusted[key].verify(text, blob[4:])
+            verified[key] = NoteSignature(trusted[key], timestamp, line + b"\n")
     if not verified:
         names = ", ".join(sorted({repr(line.split(b" ")[1].decode()) for line in lines[:3]}))
         raise UnknownSigner(f"no signature by a trusted key; the note is signed by {names}")

@@ -10,6 +10,7 @@ from typing import Any
 from modelledger.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 
 from ledger import merkle
+from ledger.cosigned import Checkpoints, PlainCheckpoints
 from ledger.errors import InvalidInput
 from ledger.sequencer import Sequencer
 from ledger.store import Store, StoredRow
@@ -28,9 +29,10 @@ Context = Any  # grpc.aio.ServicerContext; the handlers use nothing of it
 class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
     """The log over gRPC."""
 
-    def __init__(self, store: Store, sequencer: Sequencer) -> None:
+    def __init__(self, store: Store, sequencer: Sequencer, checkpoints: Checkpoints | None = None) -> None:
         self._store = store
         self._sequencer = sequencer
+        self._checkpoints = checkpoints or PlainCheckpoints(store)
 
     async def AppendEvents(
         self, request: ledger_pb2.AppendEventsRequest, context: Context
@@ -112,7 +114,9 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
     async def GetCheckpoint(
         self, request: ledger_pb2.GetCheckpointRequest, context: Context
     ) -> ledger_pb2.GetCheckpointResponse:
-        return ledger_pb2.GetCheckpointResponse(checkpoint=self._store.head.checkpoint, vkey=self._store.signer.vkey())
+        choose = self._checkpoints.agreed if request.cosigned else self._checkpoints.newest
+        published = await asyncio.to_thread(choose)
+        return ledger_pb2.GetCheckpointResponse(checkpoint=published.note, vkey=self._store.signer.vkey())
 
     async def GetInclusionProof(
         self, request: ledger_pb2.GetInclusionProofRequest, context: Context

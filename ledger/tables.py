@@ -1,7 +1,7 @@
 """The ledger's tables, and the triggers that keep what is written as it was written.
 
-events, tiles and checkpoints are append-only: the database itself refuses UPDATE and DELETE. tiles holds only
-full tiles (256 hashes); the right edge of the tree is rebuilt from leaf hashes. Everything under `view_`
+events, tiles, checkpoints and cosignatures are append-only: the database itself refuses UPDATE and DELETE. tiles
+holds only full tiles (256 hashes); the right edge of the tree is rebuilt from leaf hashes. Everything under `view_`
 can be dropped and rebuilt from events.
 """
 
@@ -78,6 +78,16 @@ revocations = Table(
     metadata,
     Column("sha256", String(64), primary_key=True),
     Column("position", BigInteger, nullable=False),
+)
+
+# What witnesses signed on a checkpoint: one line for each witness's key. It comes from outside, after the commit.
+cosignatures = Table(
+    "cosignatures",
+    metadata,
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    Column("witness", STREAM, primary_key=True),
+    Column("key_id", String(8), primary_key=True),
+    Column("line", LargeBinary, nullable=False),
 )
 
 view_rows = Table(
@@ -160,4 +170,26 @@ def _m001_initial(connection: Connection) -> None:
         )
 
 
-MIGRATIONS: dict[str, Callable[[Connection], None]] = {"m001_initial": _m001_initial}
+def _m002_cosignatures(connection: Connection) -> None:
+    cosignatures.create(connection, checkfirst=True)  # m001 makes every table of a new database
+    if connection.dialect.name == "sqlite":
+        for verb in ("UPDATE", "DELETE"):
+            connection.execute(
+                text(
+                    f"CREATE TRIGGER cosignatures_no_{verb.lower()} BEFORE {verb} ON cosignatures "
+                    "BEGIN SELECT RAISE(ABORT, 'cosignatures are never changed or deleted'); END"
+                )
+            )
+        return
+    connection.execute(
+        text(
+            "CREATE TRIGGER cosignatures_no_change BEFORE UPDATE OR DELETE OR TRUNCATE ON cosignatures "
+            "FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
+        )
+    )
+
+
+MIGRATIONS: dict[str, Callable[[Connection], None]] = {
+    "m001_initial": _m001_initial,
+    "m002_cosignatures": _m002_cosignatures,
+}

@@ -4,10 +4,11 @@
     report.ok, report.failures, report.certified
 
 In this order: every file has the digest that manifest.json names; every statement is in the trusted log, signed and
-allowed (verify_statements.py); the certificate rests on exactly this evidence (verify_certificate.py); the JSON files
-say what the statements say; manifest.json and the model are signed by the certification actor; artifacts, in the
-bundle or on this machine, are the certified bytes (verify_artifacts.py). A failure does not stop the rest, so a report
-names everything that is wrong.
+allowed (verify_statements.py); enough witnesses cosigned the checkpoint, when a policy asks for them
+(verify_witnesses.py); the certificate rests on exactly this evidence (verify_certificate.py); the JSON files say what
+the statements say; manifest.json and the model are signed by the certification actor; artifacts, in the bundle or on
+this machine, are the certified bytes (verify_artifacts.py). A failure does not stop the rest, so a report names
+everything that is wrong.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from ledger.provenance import Provenance
 from ledger.report import Report
 from ledger.strict_text import encode_base64
 from ledger.trust import Trust
+from ledger.trust_policy import TrustPolicy
 from ledger.verify_artifacts import check_bundled, check_local, read_manifests
 from ledger.verify_certificate import check_certificate, only_certificate
 from ledger.verify_statements import Proven, prove, signed_by
+from ledger.verify_witnesses import check_witnesses
 
 # What reading data of an unexpected form raises. Statements reach it only after the log's rules accepted them.
 _BAD_FORM = (KeyError, TypeError, ValueError, AttributeError, IndexError, ModelLedgerError)
@@ -46,8 +49,10 @@ def verify_bundle(
     trusted: Sequence[str] | Trust,
     artifacts: Sequence[Path] = (),
     policies: Mapping[str, Policy] | None = None,
+    witnesses: TrustPolicy | None = None,
 ) -> Report:
-    """Audit the bundle at `path`, a folder or a zip, and local copies of what it certifies.
+    """Audit the bundle at `path`, a folder or a zip, and local copies of what it certifies. With `witnesses` its
+    checkpoint must also be cosigned as that policy asks.
 
     `trusted`: verifier keys of logs, or more in a Trust. Raises InvalidConfig for what is no verifier key; everything
     else is in the report.
@@ -60,6 +65,8 @@ def verify_bundle(
             listing = _manifest(files, report)
             proven = prove(files, verifiers, report, trusted)
             if proven is not None:
+                if witnesses is not None:
+                    check_witnesses(proven.note, proven.checkpoint.origin, witnesses, report)
                 _check(files, listing, proven, artifacts, shipped() if policies is None else policies, report)
     except UnreadableBundle as error:
         if error.reason == "missing-file":

@@ -32,6 +32,7 @@ class Proven:
 
     checkpoint: Checkpoint
     trust: Trust
+    note: bytes  # the checkpoint as it was signed, and maybe cosigned
     statements: dict[int, Statement] = field(default_factory=dict)
     proofs: dict[int, LogProof] = field(default_factory=dict)
     known: Known = field(default_factory=Known)
@@ -67,10 +68,11 @@ def prove(files: BundleFiles, verifiers: Sequence[Verifier], report: Report, tru
             f"the proofs carry {len(notes)} different checkpoints, expected one",
         )
         return None
-    checkpoint = _checkpoint(notes.pop(), verifiers, report)
+    note = notes.pop()
+    checkpoint = _checkpoint(note, verifiers, report)
     if checkpoint is None:
         return None
-    proven = Proven(checkpoint, trust)
+    proven = Proven(checkpoint, trust, note)
     for index, kind in complete:
         proof = proofs[index, kind]
         if proof is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from ledger.signers import actor_signers, log_signer
 from ledger.store import Store
 from ledger.view_process import ViewProcess
 from ledger.view_reader import ViewReader
+from ledger.witnessing import open_witnessing
 from ledger.writer import LogSettings, Writer
 
 
@@ -38,6 +40,8 @@ class LedgerPart:
         settings = LogSettings(config.database_url, config.keys, config.origin)
         self.writer = Writer(settings, self.store)
         self.sequencer = Sequencer(self.writer)
+        self.witnessing = open_witnessing(self.store, config.database_url, config.witnesses)
+        checkpoints = self.witnessing.checkpoints
         self.view = ViewProcess(settings)
         view = ViewReader(self.store, REGISTRY_VIEW, self.view.reach)
         registry = Registry(self.store, view, LocalActor("registry", signers["registry"], self.store, self.sequencer))
@@ -45,11 +49,12 @@ class LedgerPart:
             self.store,
             ArtifactStore(config.artifacts),
             LocalActor("certification", signers["certification"], self.store, self.sequencer),
+            checkpoints=checkpoints,
         )
         actors = ActorServicer(
             self.store, LocalActor("ledger", signers["ledger"], self.store, self.sequencer), config.administrators
         )
-        ledger = LedgerServicer(self.store, self.sequencer)
+        ledger = LedgerServicer(self.store, self.sequencer, checkpoints)
         self.servicers: Sequence[Servicer] = [
             Servicer(
                 "modelledger.ledger.v1.LedgerService",
@@ -68,16 +73,18 @@ class LedgerPart:
                 lambda server: actors_pb2_grpc.add_ActorServiceServicer_to_server(actors, server),
             ),
         ]
-        self.http: Sequence[tuple[Any, Address]] = [(create_app(self.store), Address.parse(config.http))]
+        self.http: Sequence[tuple[Any, Address]] = [(create_app(self.store, checkpoints), Address.parse(config.http))]
 
     async def start(self) -> None:
         await self.writer.start()
         await self.view.start()
+        self.witnessing.start()
 
     async def stop(self) -> None:
-        """Nothing here works on its own; calls end with the servers."""
+        await asyncio.to_thread(self.witnessing.stop)
 
     async def close(self) -> None:
         await self.sequencer.close()
         await self.view.close()
+        self.witnessing.close()
         self.store.close()

@@ -78,7 +78,7 @@ def log_key(path: Path) -> ed25519.Ed25519PrivateKey:
     """The log's Ed25519 key at `path`, made when there is none. Raises UnsafeKeyFile for another type."""
     key = load_or_create(path, _ed25519)
     if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise UnsafeKeyFile(f"{path} holds another type of key; the log signs with Ed25519")
+        raise UnsafeKeyFile(f"{path} holds another type of key; logs and witnesses sign with Ed25519")
     return key
 
 

@@ -48,14 +48,26 @@ CHILD_PROCESS = {
 }
 
 # What may import SQLAlchemy; CONTRIBUTING.md says which of them write SQL.
-DATABASE = {"database", "store", "store_recorder", "tables", "view_store", "views", "writing"}
+DATABASE = {
+    "cosignature_store",
+    "database",
+    "store",
+    "store_recorder",
+    "tables",
+    "view_store",
+    "views",
+    "witness/state",
+    "writing",
+}
 
 # What an auditor needs: bytes in, verdict out. kit.artifacts is here for reading and hashing files.
 PURE = {
+    "add_checkpoint",
     "bundle",
     "bundle_documents",
     "bundle_files",
     "checkpoint",
+    "cosignature",
     "edge",
     "envelope",
     "errors",
@@ -81,11 +93,13 @@ PURE = {
     "strict_text",
     "tiles",
     "trust",
+    "trust_policy",
     "verify",
     "verify_artifacts",
     "verify_certificate",
     "verify_keys",
     "verify_statements",
+    "verify_witnesses",
 }
 
 

@@ -167,6 +167,12 @@ def test_an_audit_says_whose_key_it_believed(run: Run, tmp_path: Path) -> None:
         assert json.loads(run(*command, "--json")[1])["trusted"] is False
 
 
+def test_without_witnesses_there_is_no_cosigned_checkpoint(run: Run) -> None:
+    code, _, err = run("log", "checkpoint", "--cosigned")
+    assert code == 1
+    assert "[ledger] witnesses" in err
+
+
 def test_a_service_that_runs_elsewhere_is_looked_for_with_its_option(run: Run) -> None:
     for command in (("runs", "list"), ("quantize", "--list"), ("deploy", "list")):
         code, _, err = run(*command)

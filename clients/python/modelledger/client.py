@@ -360,8 +360,8 @@ class Client(Connection):
         )
         return self._pages(self._ledger.ListEvents, request, "events")
 
-    def checkpoint(self) -> ledger_pb2.GetCheckpointResponse:
-        return self._call(self._ledger.GetCheckpoint, ledger_pb2.GetCheckpointRequest())
+    def checkpoint(self, *, cosigned: bool = False) -> ledger_pb2.GetCheckpointResponse:
+        return self._call(self._ledger.GetCheckpoint, ledger_pb2.GetCheckpointRequest(cosigned=cosigned))
 
     def inclusion_proof(self, index: int) -> ledger_pb2.GetInclusionProofResponse:
         """Against the newest checkpoint, which comes with it."""

@@ -94,13 +94,14 @@ def key(session: Session) -> None:
 
 
 @log.command()
+@click.option("--cosigned", is_flag=True, help="The newest one that a quorum of the ledger's witnesses has cosigned.")
 @_trust
 @json_option
 @pass_session
-def checkpoint(session: Session, trusted: tuple[str, ...], as_json: bool) -> None:
+def checkpoint(session: Session, cosigned: bool, trusted: tuple[str, ...], as_json: bool) -> None:
     """Print the newest signed checkpoint, verified."""
     client = session.client
-    response = client.checkpoint()
+    response = client.checkpoint(cosigned=cosigned)
     verified = _open(response.checkpoint, _verifiers(client, trusted))
     if as_json:
         return print_json(

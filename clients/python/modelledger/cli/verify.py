@@ -10,6 +10,7 @@ import click
 
 from ledger.report import VALID, Check
 from ledger.trust import read_all
+from ledger.trust_policy import read_trust_policy
 from ledger.verify import verify_bundle
 from modelledger.cli.session import json_option, print_facts, print_json
 
@@ -20,6 +21,12 @@ TRUST = "Key of a log you trust, a file of such keys, or a trust file (.toml), w
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--trust", "trusted", multiple=True, required=True, metavar="KEY|FILE", help=TRUST)
 @click.option(
+    "--policy",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also demand the cosignatures of witnesses that this tlog-policy asks for.",
+)
+@click.option(
     "--artifact",
     "artifacts",
     multiple=True,
@@ -29,12 +36,20 @@ TRUST = "Key of a log you trust, a file of such keys, or a trust file (.toml), w
 )
 @click.option("--verbose", is_flag=True, help="Print every check, not only those that failed.")
 @json_option
-def verify(bundle: Path, trusted: tuple[str, ...], artifacts: tuple[Path, ...], verbose: bool, as_json: bool) -> None:
+def verify(
+    bundle: Path,
+    trusted: tuple[str, ...],
+    policy: Path | None,
+    artifacts: tuple[Path, ...],
+    verbose: bool,
+    as_json: bool,
+) -> None:
     """Audit a certificate's bundle, offline.
 
     Exit 0 when everything in it is proven by a log you trust, else 1 with everything that is wrong.
     """
-    report = verify_bundle(bundle, read_all(trusted), artifacts)
+    witnesses = read_trust_policy(policy) if policy else None
+    report = verify_bundle(bundle, read_all(trusted), artifacts, witnesses=witnesses)
     if as_json:
         print_json(
             {"ok": report.ok, "checks": list(map(dataclasses.asdict, report.checks)), "certified": report.certified}

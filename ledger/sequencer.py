@@ -20,12 +20,11 @@ from ledger import envelope as dsse
 from ledger import rules, statement
 from ledger.database import driver_errors
 from ledger.errors import BY_REASON, EventIdReused, InvalidInput, Overloaded
-from ledger.events import KINDS
 from ledger.merkle import inclusion_proof
 from ledger.reading import Read, read_requests
 from ledger.rules import Known
 from ledger.store import Store, StoredRow
-from ledger.writing import Row
+from ledger.writing import row_of
 
 MAX_REQUEST = 1_000  # events in one request
 MAX_BATCH = 1_000  # events in one transaction, unless a single request has more
@@ -150,7 +149,7 @@ class Sequencer:
                 known = attempt
                 indexes.append(positions)
                 accepted += fresh
-            writing.append([_row(item) for item in accepted])
+            writing.append([row_of(i.candidate.event, i.candidate.payload_sha256, i.entry) for i in accepted])
         self.known_keys, self._keys_size = known.keys, known.size
         return [result if isinstance(result, Exception) else self._prove(result) for result in indexes]
 
@@ -194,20 +193,6 @@ def _check_request(known: Known, items: Sequence[Read]) -> tuple[tuple[int, ...]
         first = next((v for v in violations if v.reason != "WRONG_STREAM_VERSION"), violations[0])
         raise BY_REASON[first.reason]("; ".join(map(str, violations)), violations=violations)
     return tuple(positions), fresh
-
-
-def _row(item: Read) -> Row:
-    event, kind = item.candidate.event, KINDS[item.candidate.event.kind]
-    return Row(
-        id=event.id,
-        stream=event.stream,
-        version=event.version,
-        kind=event.kind,
-        payload_sha256=item.candidate.payload_sha256,
-        entry=item.entry,
-        introduced=tuple((s.sha256, s.name) for s in event.subjects) if kind.introduces else (),
-        revoked=tuple(s.sha256 for s in event.subjects) if kind.revokes else (),
-    )
 
 
 def read_event(row: StoredRow) -> statement.Event:

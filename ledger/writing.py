@@ -12,9 +12,11 @@ from ledger.checkpoint import sign_checkpoint
 from ledger.edge import Edge
 from ledger.envelope import MAX_ENTRY
 from ledger.errors import EventTooLarge
+from ledger.events import KINDS
 from ledger.merkle import leaf_hash
 from ledger.note import LogSigner
 from ledger.rules import Introduced, Known
+from ledger.statement import Event
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,21 @@ class Row:
     entry: bytes
     introduced: tuple[tuple[str, str], ...] = ()
     revoked: tuple[str, ...] = ()
+
+
+def row_of(event: Event, payload_sha256: str, entry: bytes) -> Row:
+    """What the database keeps of an event."""
+    kind = KINDS[event.kind]
+    return Row(
+        id=event.id,
+        stream=event.stream,
+        version=event.version,
+        kind=event.kind,
+        payload_sha256=payload_sha256,
+        entry=entry,
+        introduced=tuple((s.sha256, s.name) for s in event.subjects) if kind.introduces else (),
+        revoked=tuple(s.sha256 for s in event.subjects) if kind.revokes else (),
+    )
 
 
 @dataclass(frozen=True)
@@ -117,8 +134,12 @@ class Writing:
     def seal(self, signer: LogSigner) -> Head:
         """Sign and insert the checkpoint of the tree as it is now."""
         note = sign_checkpoint(signer, self.size, self.edge.root())
-        self._connection.execute(tables.checkpoints.insert().values(size=self.size, previous=self._start, note=note))
+        self.keep(self.size, self._start, note)
         return Head(self.size, self.edge, note)
+
+    def keep(self, size: int, previous: int, note: bytes) -> None:
+        """Insert a signed checkpoint that follows the one of size `previous`."""
+        self._connection.execute(tables.checkpoints.insert().values(size=size, previous=previous, note=note))
 
     def _introduce(self, introduced: dict[tuple[str, str], int]) -> None:
         column = tables.introductions.c

@@ -46,7 +46,7 @@ COMMANDS = {
     "certify": Entry("certify:certify", "Issue a certificate for a version and download its bundle."),
     "verify": Entry("verify:verify", "Audit a certificate's bundle, offline."),
     "log": Entry("log:log", "The transparency log: read it, prove it, verify all of it."),
-    "audit": Entry("log:audit_command", "Read the whole log and verify everything: the same as `log verify`."),
+    "audit": Entry("audit:audit", "Verify a whole log: every signature, rule, hash and stored column."),
     "lineage": Entry("lineage:lineage", "What an artifact is made from, and what was made from it."),
     "export": Entry("export:export", "Write a model's files from the log, or check copies of them."),
     "doctor": Entry("doctor:doctor", "Is everything running and sound?"),

@@ -59,7 +59,7 @@ class AuditState:
     @cached_property
     def _file(self) -> sqlite3.Connection:
         """A short audit without a path never makes one."""
-        file = sqlite3.connect(self._path or "", isolation_level=None)
+        file = sqlite3.connect(self._path or "", timeout=1, isolation_level=None)
         file.execute("BEGIN IMMEDIATE")
         for name, columns in _TABLES.items():
             file.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns}) WITHOUT ROWID")

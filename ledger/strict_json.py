@@ -31,9 +31,7 @@ def loads(data: bytes) -> Any:
     if text.count("{") + text.count("[") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
     try:
-        value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_bounded, parse_float=_finite
-        )
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON at character {error.pos}: {error.msg}") from None
     if _ESCAPED_SURROGATE.search(text):
@@ -76,6 +74,12 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text[:24]} is too large for a double")
     return value
+
+
+# Made once: json.loads would make one for every text.
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_bounded, parse_float=_finite
+)
 
 
 def _depth(text: str) -> int:

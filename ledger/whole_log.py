@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Table, inspect, select
+from sqlalchemy import Connection, Engine, Select, Table, inspect, select, type_coerce
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.types import NullType
 
 from ledger import envelope as dsse
 from ledger import statement, tables
@@ -40,7 +41,7 @@ class DatabaseLog:
             if not set(tables.IMMUTABLE) <= set(inspect(self._connection).get_table_names()):
                 self.close()
                 raise NotFound("the database holds no ledger")
-            newest = select(tables.checkpoints).order_by(tables.checkpoints.c.size.desc()).limit(1)
+            newest = _raw(tables.checkpoints).order_by(tables.checkpoints.c.size.desc()).limit(1)
             self._newest = self._connection.execute(newest).first()
 
     def __enter__(self) -> Self:
@@ -56,7 +57,8 @@ class DatabaseLog:
     def checkpoint(self) -> bytes:
         if self._newest is None:
             raise NotFound(f"{self.name} holds an empty log: there is no checkpoint")
-        return bytes(self._newest.note)
+        note = self._newest.note
+        return note if isinstance(note, bytes) else b""
 
     def bundles(self, start: int, stop: int) -> Iterator[Bundle]:
         """Events start..stop-1, and every row of every table that belongs behind `start`; none may be left over."""
@@ -77,13 +79,9 @@ class DatabaseLog:
             if rows:
                 yield Bundle(
                     start=first,
-                    entries=[bytes(r.entry) for r in rows],
-                    columns=[
-                        Columns(r.id, r.stream, r.version, r.kind, r.payload_sha256, bytes(r.leaf_hash)) for r in rows
-                    ],
-                    checkpoints=tuple(
-                        KeptCheckpoint(r.size, r.previous, bytes(r.note)) for r in checkpoints.up_to(end)
-                    ),
+                    entries=[r.entry for r in rows],
+                    columns=[Columns(r.id, r.stream, r.version, r.kind, r.payload_sha256, r.leaf_hash) for r in rows],
+                    checkpoints=tuple(KeptCheckpoint(r.size, r.previous, r.note) for r in checkpoints.up_to(end)),
                     introductions=frozenset((r.sha256, r.name, r.position) for r in introductions.up_to(end - 1)),
                     revocations=frozenset((r.sha256, r.position) for r in revocations.up_to(end - 1)),
                 )
@@ -97,16 +95,20 @@ class DatabaseLog:
         if tile.width < TILE_WIDTH:
             return None
         column = tables.tiles.c
-        query = select(column.hashes).where(column.level == tile.level, column.tile == tile.index)
+        query = _raw(tables.tiles).where(column.level == tile.level, column.tile == tile.index)
         with driver_errors():
-            return bytes(self._connection.execute(query).scalar() or b"")
+            kept = self._connection.execute(query).first()
+        return kept.hashes if kept and isinstance(kept.hashes, bytes) else b""
 
     def finish(self, size: int) -> None:
-        column = tables.tiles.c
+        """The tiles that entries complete were all asked for: what else is kept is no tile of this log."""
+        query = _raw(tables.tiles, "level", "tile")
         with driver_errors():
-            for level, index in self._connection.execute(select(column.level, column.tile)):
-                if level < 0 or not 0 <= index < size >> (TILE_HEIGHT * (level + 1)):
-                    position = index * TILE_WIDTH << (TILE_HEIGHT * max(level, 0))
+            for level, index in self._connection.execute(query):
+                if not (isinstance(level, int) and isinstance(index, int) and 0 <= level < 8):
+                    raise fault(0, f"tile {index!r} of level {level!r} is kept")
+                if not 0 <= index < size >> (TILE_HEIGHT * (level + 1)):
+                    position = index * TILE_WIDTH << (TILE_HEIGHT * level)
                     raise fault(position, f"tile {index} of level {level} is kept, which {size} events do not complete")
 
 
@@ -114,11 +116,14 @@ class _Rows:
     """One table's rows in the order of a column, a few at a time in memory."""
 
     def __init__(self, connection: Connection, table: Table, column: str, start: int) -> None:
-        query = select(table).order_by(table.c[column])
+        order = table.c[column]
+        query = _raw(table).order_by(order)
         if start:  # from the beginning everything is read, also what has a position that cannot be
-            query = query.where(table.c[column] > start if column == "size" else table.c[column] >= start)
+            query = query.where(order > start if column == "size" else order >= start)
         self.name = table.name
         self._column = column
+        self._types = tuple(c.type.python_type for c in table.c)
+        self._last = start
         with driver_errors():
             self._rows = iter(connection.execution_options(yield_per=FETCHED).execute(query))
         self._advance()
@@ -132,12 +137,23 @@ class _Rows:
         found = []
         while (position := self.next) is not None and position <= last:
             found.append(self._row)
+            self._last = position
             self._advance()
         return found
 
     def _advance(self) -> None:
         with driver_errors():
             self._row = next(self._rows, None)
+        if self._row is not None and tuple(map(type, self._row)) != self._types:
+            position = getattr(self._row, self._column)
+            where = position if isinstance(position, int) else self._last
+            raise fault(where, f"the row of {self.name} at {position!r} holds values of other types than its columns")
+
+
+def _raw(table: Table, *names: str) -> Select[Any]:
+    """A table's rows as the driver reads them: SQLite keeps any value in any column, so types are compared here."""
+    columns = (column for column in table.c if not names or column.name in names)
+    return select(*(type_coerce(column, NullType()).label(column.name) for column in columns))
 
 
 def write_log(url: str, bundles: Iterable[Bundle], still_good: Callable[[], None]) -> None:

@@ -224,6 +224,20 @@ def test_rows_deleted_inserted_and_swapped(database: tuple[sqlite3.Connection, s
     assert _database_position(url) == ""
 
 
+@pytest.mark.parametrize("table", KEYS)
+def test_a_value_of_another_type(database: tuple[sqlite3.Connection, str], table: str) -> None:
+    """SQLite keeps what it is given, whatever the column says."""
+    connection, url = database
+    cursor = connection.execute(f"SELECT rowid, * FROM {table} ORDER BY rowid LIMIT 1")
+    columns, [[rowid, *row]] = [column[0] for column in cursor.description][1:], cursor.fetchall()
+    for column, value in zip(columns, row, strict=True):
+        for other in (f"text {value!r}", b"bytes", 1.5, 7_777_777):
+            connection.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (other, rowid))
+            assert _database_position(url), f"{table}.{column} = {other!r}"
+        connection.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (value, rowid))
+    assert _database_position(url) == ""
+
+
 def test_every_hash_of_a_stored_tile(database: tuple[sqlite3.Connection, str]) -> None:
     connection, url = database
     [(hashes,)] = connection.execute("SELECT hashes FROM tiles").fetchall()

@@ -8,7 +8,7 @@ only where the rules still ask for it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 from ledger import envelope as dsse
@@ -24,7 +24,7 @@ Keys = Mapping[str, bytes]  # keyid -> DER SubjectPublicKeyInfo
 
 @dataclass(frozen=True, slots=True)
 class ReadEntry:
-    """One entry as far as it can be judged alone.
+    """One entry as far as it can be judged alone; of its event only what the rules ask of it where it stands.
 
     verified, failed: keyids of signatures by the keys that were given; untried: of all others.
     """
@@ -78,8 +78,11 @@ def _read(entry: bytes, keys: Keys) -> ReadEntry | str:
         else:
             verified.append(signature.keyid)
     problems = (*schema.violations(event.kind, event.data), *rules.form(event))
-    # A large part of every event, and only these are asked for it later.
-    kept = event if event.kind in rules.KEY_KINDS else replace(event, data={})
+    # What goes to the other process costs time there: of most events the rules ask nothing more.
+    data = event.data if event.kind in rules.KEY_KINDS else {}
+    kept = Event(
+        event.kind, event.stream, event.version, event.actor, event.subjects, data, event.materials, event.id, ""
+    )
     return ReadEntry(kept, dsse.payload_digest(envelope), tuple(verified), tuple(failed), tuple(untried), problems)
 
 

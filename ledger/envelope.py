@@ -15,7 +15,9 @@ A keyid is a hint that nothing authenticates: look the key up by it, then trust 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -28,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from ledger import strict_json
 from ledger.errors import EventTooLarge, InvalidInput, InvalidSignature, MalformedEvent
-from ledger.strict_text import decode_any_base64, encode_base64
+from ledger.strict_text import decode_any_base64, decode_base64, encode_base64
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAX_ENTRY = 65_535  # an entry bundle writes the length as uint16 (tlog-tiles, "Log Entries")
@@ -39,6 +41,12 @@ MAX_KEY_DER = 1_024  # bytes; P-256 needs 91
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
 _ECDSA_SHA256 = ec.ECDSA(hashes.SHA256())
+
+# What `encode` writes for one signature by a key of ours: nearly every entry, read in a third of the time.
+_WRITTEN = re.compile(
+    rb'\{"payload":"([A-Za-z0-9+/]+={0,2})","payloadType":"application/vnd\.in-toto\+json",'
+    rb'"signatures":\[\{"keyid":"([0-9a-f]{64})","sig":"([A-Za-z0-9+/]+={0,2})"\}\]\}'
+)
 
 
 class Signer(Protocol):
@@ -131,6 +139,10 @@ def encode(envelope: Envelope) -> bytes:
 def parse(data: bytes, payload_type: str = PAYLOAD_TYPE) -> Envelope:
     """Check the structure of an envelope; signatures are not verified. Raises MalformedEvent, EventTooLarge."""
     _check_size(data)
+    if payload_type == PAYLOAD_TYPE and (written := _WRITTEN.fullmatch(data)):
+        with contextlib.suppress(ValueError):  # what is wrong with it is said below
+            signature = Signature(written[2].decode(), decode_base64(written[3]))
+            return Envelope(decode_base64(written[1]), payload_type, (signature,))
     try:
         value = strict_json.loads(data)
         fields = _fields(value, "envelope", {"payload", "payloadType", "signatures"})

@@ -121,7 +121,9 @@ def learn(known: Known, candidate: Candidate) -> None:
     for subject in event.subjects:
         if kind.introduces:
             earlier = known.artifacts.get(subject.sha256, Introduced(frozenset(), index))
-            known.artifacts[subject.sha256] = replace(earlier, names=earlier.names | {subject.name})
+            known.artifacts[subject.sha256] = Introduced(
+                earlier.names | {subject.name}, earlier.index, earlier.revoked_at
+            )
         if kind.revokes:
             known.artifacts[subject.sha256] = replace(known.artifacts[subject.sha256], revoked_at=index)
     learn_keys(known, event, index)

@@ -16,12 +16,11 @@ from ledger import rules
 from ledger.actor_keys import ActorKeys
 from ledger.database import driver_errors
 from ledger.errors import BY_REASON, EventIdReused
-from ledger.events import KINDS
 from ledger.merkle import inclusion_proofs
 from ledger.reading import Read, read_requests
 from ledger.rules import Known
 from ledger.store import Store
-from ledger.writing import Row
+from ledger.writing import row_of
 
 Request = Sequence[bytes]
 
@@ -80,7 +79,7 @@ class Committer:
                 known = attempt
                 indexes.append(positions)
                 accepted += fresh
-            writing.append([_row(item) for item in accepted])
+            writing.append([row_of(i.candidate.event, i.candidate.payload_sha256, i.entry) for i in accepted])
         self._keys.known, self._keys.size = known.keys, known.size
         return self._proven(indexes)
 
@@ -121,17 +120,3 @@ def _check_request(known: Known, items: Sequence[Read]) -> tuple[tuple[int, ...]
         first = next((v for v in violations if v.reason != "WRONG_STREAM_VERSION"), violations[0])
         raise BY_REASON[first.reason]("; ".join(map(str, violations)), violations=violations)
     return tuple(positions), fresh
-
-
-def _row(item: Read) -> Row:
-    event, kind = item.candidate.event, KINDS[item.candidate.event.kind]
-    return Row(
-        id=event.id,
-        stream=event.stream,
-        version=event.version,
-        kind=event.kind,
-        payload_sha256=item.candidate.payload_sha256,
-        entry=item.entry,
-        introduced=tuple((s.sha256, s.name) for s in event.subjects) if kind.introduces else (),
-        revoked=tuple(s.sha256 for s in event.subjects) if kind.revokes else (),
-    )

@@ -59,6 +59,13 @@ class Edge:
             level += 1
         return edge
 
+    @classmethod
+    def restored(cls, size: int, partial: Sequence[bytes]) -> Edge:
+        """An edge as `size` and `partial` of each level described it."""
+        edge = cls()
+        edge.size, edge._partial = size, list(partial)
+        return edge
+
     def append(self, leaf_hash: bytes) -> list[tuple[Tile, bytes]]:
         """Add one leaf. Returns the tiles this leaf completed, lowest level first, each with its 8,192 bytes."""
         if len(leaf_hash) != HASH_SIZE:
@@ -78,6 +85,15 @@ class Edge:
             if level == len(self._partial):
                 self._partial.append(b"")
 
+    def extend(self, leaf_hashes: bytes) -> list[tuple[Tile, bytes]]:
+        """`append` of several leaves at once, at most as many as the tile at the edge has room for."""
+        hashes = self._partial[0] + leaf_hashes
+        if len(leaf_hashes) % HASH_SIZE or not HASH_SIZE <= len(leaf_hashes) <= len(hashes) <= FULL_TILE_SIZE:
+            raise ValueError(f"{len(leaf_hashes)} bytes of leaf hashes do not fit the tile at the edge")
+        self.size += len(leaf_hashes) // HASH_SIZE - 1
+        self._partial[0] = hashes[:-HASH_SIZE]
+        return self.append(hashes[-HASH_SIZE:])
+
     def root(self) -> bytes:
         """MTH of all leaves so far, RFC 6962 section 2.1."""
         return root_from_tiles(self, self.size)
@@ -87,6 +103,11 @@ class Edge:
         other.size = self.size
         other._partial = list(self._partial)
         return other
+
+    @property
+    def levels(self) -> int:
+        """How many levels have, or had, a tile."""
+        return len(self._partial)
 
     def partial(self, level: int) -> bytes:
         """The hashes of the last, incomplete tile of a level; empty when there is none."""

@@ -20,7 +20,9 @@ tests/vectors/signatures.json has the edge cases.
 from __future__ import annotations
 
 import binascii
+import contextlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -33,7 +35,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from ledger import strict_json
 from ledger.errors import EventTooLarge, InvalidInput, InvalidSignature, MalformedEvent
-from ledger.strict_text import decode_any_base64, encode_base64
+from ledger.strict_text import decode_any_base64, decode_base64, encode_base64
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAX_ENTRY = 65_535  # an entry bundle writes the length as uint16 (tlog-tiles, "Log Entries")
@@ -50,6 +52,11 @@ _ECDSA_SHA256 = ec.ECDSA(hashes.SHA256())
 _FIELD = 2**255 - 19
 _ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
 _SMALL_ORDER = {0, 1, _FIELD - 1, _ORDER_8, _FIELD - _ORDER_8}
+# What `encode` writes for one signature by a key of ours: nearly every entry, read in a third of the time.
+_WRITTEN = re.compile(
+    rb'\{"payload":"([A-Za-z0-9+/]+={0,2})","payloadType":"application/vnd\.in-toto\+json",'
+    rb'"signatures":\[\{"keyid":"([0-9a-f]{64})","sig":"([A-Za-z0-9+/]+={0,2})"\}\]\}'
+)
 
 
 class Signer(Protocol):
@@ -146,6 +153,10 @@ def encode(envelope: Envelope) -> bytes:
 def parse(data: bytes, payload_type: str = PAYLOAD_TYPE) -> Envelope:
     """Check the structure of an envelope; signatures are not verified. Raises MalformedEvent, EventTooLarge."""
     _check_size(data)
+    if payload_type == PAYLOAD_TYPE and (written := _WRITTEN.fullmatch(data)):
+        with contextlib.suppress(ValueError):  # what is wrong with it is said below
+            signature = Signature(written[2].decode(), decode_base64(written[3]))
+            return Envelope(decode_base64(written[1]), payload_type, (signature,))
     try:
         value = strict_json.loads(data)
         fields = _fields(value, "envelope", {"payload", "payloadType", "signatures"})

@@ -1,7 +1,8 @@
 """What may be appended: a pure function from what is known and an event to the list of what is wrong.
 
 `check` answers every violation at once; an empty list means accepted. `learn` is how an accepted event
-changes what is known. The sequencer runs both inside its write transaction, the auditor over a whole log.
+changes what is known. The sequencer runs both inside its write transaction, the auditor over a whole log; there
+`form` runs on all cores, `standing` in order.
 
 The last rule is the point of the system: every material and every spoken-of subject was introduced by an
 earlier event under that name and is not revoked, and every digest in an event's data is one of its subjects or
@@ -83,14 +84,29 @@ class Candidate:
 def check(known: Known, candidate: Candidate) -> list[Violation]:
     """Everything that forbids appending the candidate next; empty when it may be appended."""
     event = candidate.event
+    if event.kind not in KINDS:
+        return form(event)
+    return [*candidate.problems, *standing(known, candidate), *form(event)]
+
+
+def form(event: Event) -> list[Violation]:
+    """What is wrong with an event by itself, whatever the log holds: one half of `check`."""
     kind = KINDS.get(event.kind)
     if kind is None:
         return [_violation("predicate.event.kind", "UNKNOWN_KIND", f"{event.kind!r} is not a kind of event")]
-    found = list(candidate.problems)
-    found.extend(_actor(known, candidate, kind))
-    found.extend(_position(known, event, kind))
-    found.extend(_required(event, kind))
-    found.extend(_artifacts(known, event, kind))
+    return [*_stream(event, kind), *_required(event, kind), *_introduces(event, kind), *_data_agrees(event)]
+
+
+def standing(known: Known, candidate: Candidate) -> list[Violation]:
+    """What is wrong with an event where it stands: the other half of `check`.
+
+    Of an event's data it reads only that of KEY_KINDS.
+    """
+    event = candidate.event
+    kind = KINDS.get(event.kind)
+    if kind is None:
+        return []  # `form` says so
+    found = [*_actor(known, candidate, kind), *_position(known, event), *_artifacts(known, event, kind)]
     if event.kind in KEY_KINDS:
         found.extend(check_keys(event, known.keys, current_key(known, about(event)), known.size))
     return found
@@ -106,7 +122,9 @@ def learn(known: Known, candidate: Candidate) -> None:
     for subject in event.subjects:
         if kind.introduces:
             earlier = known.artifacts.get(subject.sha256, Introduced(frozenset(), index))
-            known.artifacts[subject.sha256] = replace(earlier, names=earlier.names | {subject.name})
+            known.artifacts[subject.sha256] = Introduced(
+                earlier.names | {subject.name}, earlier.index, earlier.revoked_at
+            )
         if kind.revokes:
             known.artifacts[subject.sha256] = replace(known.artifacts[subject.sha256], revoked_at=index)
     learn_keys(known, event, index)
@@ -120,13 +138,18 @@ def founder(event: Event) -> ActorKey | None:
     return ActorKey(event.actor, LEDGER, der, 0) if der else None
 
 
+def key_id(key: ActorKey) -> str:
+    """The keyid of signatures by this key."""
+    return hashlib.sha256(key.public_key).hexdigest()
+
+
 def _actor(known: Known, candidate: Candidate, kind: Kind) -> Iterator[Violation]:
     event = candidate.event
     keys = known.keys
     if known.size == 0:
         key = founder(event)
-        keys = {hashlib.sha256(key.public_key).hexdigest(): key} if key else {}
-    signers = [keys[key_id] for key_id in candidate.verified if key_id in keys]
+        keys = {key_id(key): key} if key else {}
+    signers = [keys[keyid] for keyid in candidate.verified if keyid in keys]
     if not signers:
         # A signature that fails is already reported as such.
         if not any(problem.field == "signatures" for problem in candidate.problems):
@@ -153,15 +176,18 @@ def _actor(known: Known, candidate: Candidate, kind: Kind) -> Iterator[Violation
         )
 
 
-def _position(known: Known, event: Event, kind: Kind) -> Iterator[Violation]:
-    if (known.size == 0) != (event.kind == "LogCreated"):
-        yield _violation(
-            "predicate.event.kind", "REFUSED", "LogCreated is the first event of a log, and only the first"
-        )
+def _stream(event: Event, kind: Kind) -> Iterator[Violation]:
     stream = _STREAM_FIELD.sub(lambda found: str(event.data.get(found[1])), kind.stream)
     if not (event.stream.startswith(stream) if stream.endswith("/") else event.stream == stream):
         yield _violation(
             "predicate.event.stream", "MALFORMED_EVENT", f"this {kind.name} belongs into the stream {stream}"
+        )
+
+
+def _position(known: Known, event: Event) -> Iterator[Violation]:
+    if (known.size == 0) != (event.kind == "LogCreated"):
+        yield _violation(
+            "predicate.event.kind", "REFUSED", "LogCreated is the first event of a log, and only the first"
         )
     expected = known.streams.get(event.stream, 0) + 1
     if event.version != expected:
@@ -182,6 +208,18 @@ def _required(event: Event, kind: Kind) -> Iterator[Violation]:
             yield _violation(f"predicate.data.{name}", "MALFORMED_EVENT", f"does not have the form {_NAME.pattern}")
 
 
+def _introduces(event: Event, kind: Kind) -> Iterator[Violation]:
+    if not kind.introduces:
+        return
+    for position, subject in enumerate(event.subjects):
+        if not subject.name.startswith(kind.introduces):
+            yield _violation(
+                f"subject[{position}]",
+                "MALFORMED_EVENT",
+                f"{kind.name} introduces {' or '.join(kind.introduces)}…, not {subject.name!r}",
+            )
+
+
 def _artifacts(known: Known, event: Event, kind: Kind) -> Iterator[Violation]:
     for position, material in enumerate(event.materials):
         yield from _usable(known, material, f"predicate.materials[{position}]", may_be_revoked=False)
@@ -189,17 +227,10 @@ def _artifacts(known: Known, event: Event, kind: Kind) -> Iterator[Violation]:
         where = f"subject[{position}]"
         if not kind.introduces:
             yield from _usable(known, subject, where, may_be_revoked=kind.of_revoked)
-        elif not subject.name.startswith(kind.introduces):
-            yield _violation(
-                where,
-                "MALFORMED_EVENT",
-                f"{kind.name} introduces {' or '.join(kind.introduces)}…, not {subject.name!r}",
-            )
-        else:
-            earlier = known.artifacts.get(subject.sha256)
-            if earlier and earlier.revoked_at is not None:
-                yield _violation(where, "REVOKED_MATERIAL", f"{subject.name} was revoked at index {earlier.revoked_at}")
-    yield from _data_agrees(event)
+            continue
+        earlier = known.artifacts.get(subject.sha256)
+        if earlier and earlier.revoked_at is not None:
+            yield _violation(where, "REVOKED_MATERIAL", f"{subject.name} was revoked at index {earlier.revoked_at}")
 
 
 def _data_agrees(event: Event) -> Iterator[Violation]:
@@ -299,16 +330,16 @@ def learn_keys(known: Known, event: Event, index: int) -> None:
     if event.kind == "LogCreated":
         key = founder(event)
         if key:
-            known.keys[hashlib.sha256(key.public_key).hexdigest()] = key
+            known.keys[key_id(key)] = key
         return
     if event.kind not in KEY_KINDS:
         return
     actor = str(event.data["actor"])
     role = str(event.data.get("role", ""))
-    for key_id, key in list(known.keys.items()):
+    for keyid, key in list(known.keys.items()):
         if key.actor == actor and key.retired_at is None:
             role = role or key.role
-            known.keys[key_id] = replace(key, retired_at=index, compromised_from=compromised_from(event.data))
+            known.keys[keyid] = replace(key, retired_at=index, compromised_from=compromised_from(event.data))
     der = decode(event.data.get("publicKey"))
     if der:
         known.keys[hashlib.sha256(der).hexdigest()] = ActorKey(actor, role, der, index)

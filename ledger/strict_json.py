@@ -76,6 +76,12 @@ def _finite(text: str) -> float:
     return value
 
 
+# Made once: json.loads would make one for every text.
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_bounded, parse_float=_finite
+)
+
+
 def _depth(text: str) -> int:
     deepest = depth = 0
     inside_string = escaped = False

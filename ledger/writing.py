@@ -13,9 +13,11 @@ from ledger.checkpoint import sign_checkpoint
 from ledger.edge import Edge
 from ledger.envelope import MAX_ENTRY
 from ledger.errors import EventTooLarge
+from ledger.events import KINDS
 from ledger.merkle import leaf_hash
 from ledger.note import LogSigner
 from ledger.rules import Introduced, Known
+from ledger.statement import Event
 
 # Statements that every batch executes, built once.
 _INTRODUCED = (
@@ -56,6 +58,21 @@ class Row:
     entry: bytes
     introduced: tuple[tuple[str, str], ...] = ()
     revoked: tuple[str, ...] = ()
+
+
+def row_of(event: Event, payload_sha256: str, entry: bytes) -> Row:
+    """What the database keeps of an event."""
+    kind = KINDS[event.kind]
+    return Row(
+        id=event.id,
+        stream=event.stream,
+        version=event.version,
+        kind=event.kind,
+        payload_sha256=payload_sha256,
+        entry=entry,
+        introduced=tuple((s.sha256, s.name) for s in event.subjects) if kind.introduces else (),
+        revoked=tuple(s.sha256 for s in event.subjects) if kind.revokes else (),
+    )
 
 
 @dataclass(frozen=True)
@@ -138,5 +155,9 @@ class Writing:
     def seal(self, signer: LogSigner) -> Head:
         """Sign and insert the checkpoint of the tree as it is now."""
         note = sign_checkpoint(signer, self.size, self.edge.root())
-        self._connection.execute(_INSERT_CHECKPOINT, {"size": self.size, "previous": self._start, "note": note})
+        self.keep(self.size, self._start, note)
         return Head(self.size, self.edge, note)
+
+    def keep(self, size: int, previous: int, note: bytes) -> None:
+        """Insert a signed checkpoint that follows the one of size `previous`."""
+        self._connection.execute(_INSERT_CHECKPOINT, {"size": size, "previous": previous, "note": note})

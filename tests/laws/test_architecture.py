@@ -56,6 +56,7 @@ DATABASE = {
     "tables",
     "view_store",
     "views",
+    "whole_log",
     "witness/state",
     "writing",
 }
@@ -63,6 +64,9 @@ DATABASE = {
 # What an auditor needs: bytes in, verdict out. kit.artifacts is here for reading and hashing files.
 PURE = {
     "add_checkpoint",
+    "audit_source",
+    "audit_state",
+    "backup",
     "bundle",
     "bundle_documents",
     "bundle_files",
@@ -73,6 +77,7 @@ PURE = {
     "errors",
     "events",
     "fingerprint",
+    "frontier",
     "key_rules",
     "kit/__init__",
     "kit/artifacts",

@@ -14,7 +14,6 @@ from pathlib import Path
 import click
 import pytest
 from modelledger import __version__, cli
-from modelledger.audit import audit
 from modelledger.bundle_download import save
 from modelledger.cli import COMMANDS, up
 from modelledger.cli.progress import follow_run
@@ -23,13 +22,8 @@ from modelledger.ledger.v1 import certification_pb2, events_pb2
 from modelledger.names import model_name, version_resource
 from modelledger.trainer.v1 import trainer_pb2
 
-from ledger.checkpoint import Checkpoint, open_checkpoint
-from ledger.committer import Committer
 from ledger.errors import AlreadyExists, Damaged, DamagedLog, InvalidConfig, InvalidName, Refused, Violation
-from ledger.founding import found
 from ledger.kit.config import read_file
-from ledger.signers import actor_signers, log_signer
-from ledger.store import Store
 
 ROOT = Path(__file__).parent.parent.parent
 # Reads, so that a program can use its answer; the others start something or print something that is no record.
@@ -328,44 +322,6 @@ def test_a_bundle_is_never_written_over_or_left_half(tmp_path: Path) -> None:
     with pytest.raises(Damaged):
         save(_pieces(), tmp_path / "other")
     assert [path.name for path in tmp_path.iterdir()] == ["cert"]
-
-
-# The whole log
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[bytes], Checkpoint]:
-    """The entries and the checkpoint of a newly founded log: its creation and the enrolment of every actor."""
-    folder = tmp_path_factory.mktemp("log")
-    signer = log_signer(folder, "test.log")
-    store = Store(f"sqlite:///{folder / 'log.db'}", signer)
-    found(Committer(store), signer, actor_signers(folder), folder / "log.vkey")
-    checkpoint = open_checkpoint(store.head.checkpoint, [signer.verifier], "test.log")
-    entries = [store.get(index).entry for index in range(checkpoint.size)]
-    store.close()
-    return entries, checkpoint
-
-
-def test_a_whole_log_is_audited(log: tuple[list[bytes], Checkpoint]) -> None:
-    entries, checkpoint = log
-    summary = audit(entries, checkpoint)
-    assert summary.streams == 7  # log, and actors/ of each role
-    assert summary.actors == ["certification", "inference", "ledger", "quantizer", "registry", "trainer"]
-
-
-def test_every_change_of_the_log_is_found_with_its_position(log: tuple[list[bytes], Checkpoint]) -> None:
-    entries, checkpoint = log
-    for index in range(len(entries)):
-        changed = entries[index].replace(b'"sig":"ME', b'"sig":"MF')
-        assert changed != entries[index]
-        with pytest.raises(DamagedLog, match=f"event {index}"):
-            audit([*entries[:index], changed, *entries[index + 1 :]], checkpoint)
-    with pytest.raises(DamagedLog, match="event 2"):
-        audit([*entries[:2], entries[1], *entries[2:]], checkpoint)
-    with pytest.raises(DamagedLog, match="holds 6 events"):
-        audit(entries[:-1], checkpoint)
-    with pytest.raises(DamagedLog, match="root"):  # two enrolments may change places by the rules, not by the root
-        audit([*entries[:2], entries[3], entries[2], *entries[4:]], checkpoint)
 
 
 # One process, four configurations

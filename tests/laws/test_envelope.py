@@ -239,3 +239,20 @@ def test_other_keys_are_refused() -> None:
     ]:
         with pytest.raises(InvalidInput, match=reason):
             load_public_key(der)
+
+
+@given(st.data())
+def test_the_spelling_of_our_writer_is_read_as_any_other(data: st.DataObject) -> None:
+    """One entry in two spellings, the writer's own and one with spaces, damaged alike: the same envelope or refusal."""
+    entry = bytearray(sign(data.draw(st.binary(min_size=1, max_size=40)), [P256]))
+    for at in data.draw(st.lists(st.integers(0, len(entry) - 1), max_size=2)):
+        entry[at] = data.draw(st.sampled_from(b'AB+/=-_ "\\9f\x00\xff'))
+    spaced = bytes(entry).replace(b'{"payload"', b'{ "payload"', 1)
+
+    def read(text: bytes) -> object:
+        try:
+            return parse(text)
+        except MalformedEvent as error:
+            return error.message.partition(" at character ")[0].partition(" at byte ")[0]
+
+    assert read(bytes(entry)) == read(spaced)

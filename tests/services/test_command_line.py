@@ -161,7 +161,7 @@ def test_an_audit_says_whose_key_it_believed(run: Run, tmp_path: Path) -> None:
     key.write_text(run("log", "key")[1])
     for command in (("log", "verify"), ("audit",)):
         assert run(*command)[1].splitlines()[-1] == (
-            "VALID for the key this ledger handed out; pass --trust to check against a key you hold"
+            "VALID for the key this log handed out; pass --trust to check against a key you hold"
         )
         assert run(*command, "--trust", str(key))[1].splitlines()[-1] == "VALID"
         assert json.loads(run(*command, "--json")[1])["trusted"] is False

@@ -47,7 +47,7 @@ COMMANDS = {
     "verify": Entry("verify:verify", "Audit a certificate's bundle, offline."),
     "actors": Entry("actors:actors", "Who may sign events: list, enrol, give another key, revoke."),
     "log": Entry("log:log", "The transparency log: read it, prove it, verify all of it."),
-    "audit": Entry("log:audit_command", "Read the whole log and verify everything: the same as `log verify`."),
+    "audit": Entry("audit:audit", "Verify a whole log: every signature, rule, hash and stored column."),
     "witness": Entry("witness:witness", "Run a witness: cosign the checkpoints of logs that stay append-only."),
     "lineage": Entry("lineage:lineage", "What an artifact is made from, and what was made from it."),
     "export": Entry("export:export", "Write a model's files from the log, or check copies of them."),

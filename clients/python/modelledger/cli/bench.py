@@ -44,6 +44,21 @@ def append(events: int, callers: int, rounds: int, as_json: bool) -> None:
 
 
 @bench.command()
+@click.option("--events", default=40_000, show_default=True, type=click.IntRange(3_000), help="In the log.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1, 100), help="The median counts.")
+@json_option
+def audit(events: int, rounds: int, as_json: bool) -> None:
+    """Events a second that `modelledger audit` verifies, on all cores.
+
+    A backup of signed events, so that reading it costs next to nothing. The floor is the number of cores times the
+    P-256 signatures that one core verifies in a second.
+    """
+    from modelledger.cli.bench_audit import measure_audit
+
+    _report(measure_audit(events, rounds), as_json)
+
+
+@bench.command()
 @_rounds
 @json_option
 def help(rounds: int, as_json: bool) -> None:

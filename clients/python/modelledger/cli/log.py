@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+import dataclasses
 from itertools import islice
 from pathlib import Path
 
 import click
 
 from ledger import envelope, statement, strict_json
-from ledger.checkpoint import Checkpoint, open_checkpoint
-from ledger.errors import DamagedLog, InvalidInput, InvalidSignature
+from ledger.audit import open_trusted
+from ledger.errors import DamagedLog, InvalidInput
 from ledger.note import NoteError, Verifier
 from ledger.proof_file import encode_proof, parse_proof, verify_proof
 from ledger.trust import read_all
-from ledger.verify_keys import UNPINNED
-from modelledger.audit import audit
-from modelledger.cli.session import Command, Session, json_option, pass_session, print_facts, print_json, print_table
+from modelledger.cli.audit import audit_and_tell, open_database, trust_option
+from modelledger.cli.session import Session, json_option, pass_session, print_json, print_table, size_text
 from modelledger.client import Client
 from modelledger.ledger.v1 import ledger_pb2
 
-SHOWN = 20  # events that are not trusted, one line each
-
-
-def _trust(command: Command) -> Command:
-    return click.option(
-        "--trust",
-        "trusted",
-        multiple=True,
-        metavar="KEY|FILE",
-        help="Key of the log that you trust.  [default: the key that the server names, which proves less]",
-    )(command)
-
-
-AUDIT = """Read the whole log and verify everything: the same as `log verify`.
-
-Exit 1 with the position of the first thing that is wrong."""
+_data = click.option(
+    "--data", type=click.Path(file_okay=False, path_type=Path), help="The ledger's data directory: DATA/log.db."
+)
+_database = click.option("--database", default="", metavar="URL", help="The ledger's database, instead.")
 
 
 @click.group()
@@ -95,14 +81,14 @@ def key(session: Session) -> None:
 
 @log.command()
 @click.option("--cosigned", is_flag=True, help="The newest one that a quorum of the ledger's witnesses has cosigned.")
-@_trust
+@trust_option
 @json_option
 @pass_session
 def checkpoint(session: Session, cosigned: bool, trusted: tuple[str, ...], as_json: bool) -> None:
     """Print the newest signed checkpoint, verified."""
     client = session.client
     response = client.checkpoint(cosigned=cosigned)
-    verified = _open(response.checkpoint, _verifiers(client, trusted))
+    verified = open_trusted(response.checkpoint, _verifiers(client, trusted), "the ledger")
     if as_json:
         return print_json(
             {
@@ -118,7 +104,7 @@ def checkpoint(session: Session, cosigned: bool, trusted: tuple[str, ...], as_js
 @log.command()
 @click.argument("index", type=click.IntRange(0))
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write it here instead of to stdout.")
-@_trust
+@trust_option
 @pass_session
 def proof(session: Session, index: int, out: Path | None, trusted: tuple[str, ...]) -> None:
     """Write the C2SP tlog-proof of one event, after verifying it."""
@@ -126,7 +112,7 @@ def proof(session: Session, index: int, out: Path | None, trusted: tuple[str, ..
     verifiers = _verifiers(client, trusted)
     response = client.inclusion_proof(index)
     encoded = encode_proof(index, response.proof.hashes, response.checkpoint)
-    origin = _open(response.checkpoint, verifiers).origin
+    origin = open_trusted(response.checkpoint, verifiers, "the ledger").origin
     try:
         verify_proof(parse_proof(encoded), client.event(index).envelope, verifiers, origin)
     except NoteError as error:
@@ -139,76 +125,75 @@ def proof(session: Session, index: int, out: Path | None, trusted: tuple[str, ..
 
 
 @log.command()
-@_trust
+@trust_option
 @json_option
 @pass_session
 def verify(session: Session, trusted: tuple[str, ...], as_json: bool) -> None:
-    """Read the whole log and verify everything: every signature, every rule, every hash, the signed root.
+    """Read the whole log of the ledger and verify everything: `modelledger audit` without more ado.
 
     Exit 1 with the position of the first thing that is wrong, or when an event is by a key or in a role that a trust
     file does not allow. Events by keys that the log calls compromised are listed: it holds them rightly.
     """
-    client = session.client
-    verifiers = _verifiers(client, trusted)
-    # The checkpoint first: what is appended while we read lies behind it.
-    verified = _open(client.checkpoint().checkpoint, verifiers)
-    summary = audit((event.envelope for event in _first(client, verified.size)), verified, read_all(trusted))
-    facts = {
-        "origin": verified.origin,
-        "events": verified.size,
-        "root": verified.root.hex(),
-        "streams": summary.streams,
-        "artifacts": summary.artifacts,
-        "actors": summary.actors,
-    }
-    refused = any(one.reason.startswith(UNPINNED) for one in summary.untrusted)
+    from modelledger.audit_sources import RemoteLog
+
+    audit_and_tell(RemoteLog(session.client, session.server), trusted, None, 0, as_json)
+
+
+@log.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@_data
+@_database
+@json_option
+def backup(file: Path, data: Path | None, database: str, as_json: bool) -> None:
+    """Write the whole log into FILE, also while its ledger is running.
+
+    One file for SQLite and PostgreSQL alike: entries, checkpoints and the log's verifier key. It holds no private keys:
+    back DATA/keys up too, by a safer way.
+    """
+    from ledger.backup import back_up
+
+    with open_database(_url(data, database)) as source:
+        done = back_up(source, file)
     if as_json:
-        print_json({**facts, "trusted": bool(trusted), "untrusted": [asdict(one) for one in summary.untrusted]})
-    else:
-        print_facts([(name, ", ".join(v) if isinstance(v, list) else str(v)) for name, v in facts.items()])
-        for one in summary.untrusted[:SHOWN]:
-            click.echo(f"NOT TRUSTED event {one.index}: {one.reason} ({one.detail})")
-        if len(summary.untrusted) > SHOWN:
-            click.echo(f"NOT TRUSTED: {len(summary.untrusted)} events in all; --json names every one")
-        click.echo(_verdict(bool(trusted), refused))
-    if refused:
-        raise SystemExit(1)
+        return print_json({"file": str(file), **dataclasses.asdict(done)})
+    return click.echo(f"{file}: {done.size} events of {done.origin}, {size_text(done.bytes)}")
 
 
-# What an auditor looks for has a name of its own: `modelledger audit`.
-audit_command = click.Command("audit", callback=verify.callback, params=verify.params, help=AUDIT)
+@log.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_data
+@_database
+@click.option("--trust", "trusted", multiple=True, required=True, metavar="KEY|FILE", help="Key of the log you trust.")
+@json_option
+def restore(file: Path, data: Path | None, database: str, trusted: tuple[str, ...], as_json: bool) -> None:
+    """Verify a backup, then write it into an empty database.
+
+    All of it is audited before anything is written, and all of it is written or nothing. A database that holds a log
+    is refused.
+    """
+    from ledger.restore import restore as restore_log
+    from modelledger.cli.progress import counting_bar
+
+    verifiers = read_all(trusted).verifiers()
+    if data:
+        data.mkdir(parents=True, exist_ok=True)
+    with counting_bar("verifying events") as progress:
+        audited = restore_log(file, _url(data, database), verifiers, progress)
+    if as_json:
+        return print_json({"origin": audited.origin, "events": audited.size, "root": audited.root.hex()})
+    return click.echo(f"{audited.size} events of {audited.origin} restored and verified")
 
 
-def _verdict(trusted: bool, refused: bool) -> str:
-    if refused:
-        return "NOT VALID: your trust file does not allow every signer"
-    if trusted:
-        return "VALID"
-    return "VALID for the key this ledger handed out; pass --trust to check against a key you hold"
-
-
-def _first(client: Client, size: int) -> Iterator[ledger_pb2.Event]:
-    for position, event in enumerate(islice(client.events(), size)):
-        if event.index != position:
-            raise DamagedLog(f"event {position} is missing; the ledger sent event {event.index}")
-        yield event
+def _url(data: Path | None, database: str) -> str:
+    if (data is None) == (not database):
+        raise click.UsageError("name the ledger's --data directory or its --database URL, one of them")
+    return database or f"sqlite:///{data}/log.db"
 
 
 def _verifiers(client: Client, trusted: tuple[str, ...]) -> list[Verifier]:
     if not trusted:
         return [Verifier.parse(client.checkpoint().vkey)]
     return read_all(trusted).verifiers()
-
-
-def _open(note: bytes, verifiers: list[Verifier]) -> Checkpoint:
-    """Of the log that we trust, whatever the note calls itself. Raises InvalidSignature."""
-    origin = note.partition(b"\n")[0].decode(errors="replace")
-    if origin not in {verifier.name for verifier in verifiers}:
-        raise InvalidSignature(f"the checkpoint is of log {origin!r}, which is not one you trust")
-    try:
-        return open_checkpoint(note, verifiers, origin)
-    except NoteError as error:
-        raise InvalidSignature(f"the ledger's checkpoint does not verify: {error}") from None
 
 
 def _statement(event: ledger_pb2.Event) -> statement.Event:

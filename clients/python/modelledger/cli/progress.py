@@ -52,6 +52,14 @@ def upload_bar(file: Path) -> Iterator[Callable[[int], None]]:
         yield lambda sent: bar.update(task, advance=sent)
 
 
+@contextmanager
+def counting_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Something to tell how many are done, of how many."""
+    with _bar() as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total, description=f"{what} {done}/{total}")
+
+
 def follow_run(runs: Iterator[trainer_pb2.TrainingRun], *, quiet: bool = False) -> trainer_pb2.TrainingRun:
     """Show a run until it ends; the run as it ended."""
     told, last = 0, None

@@ -17,6 +17,8 @@ class LedgerConfig(Listening):
     listen:    gRPC address
     http:      address of the static reads
     origin:    name of the log; made from its key when empty
+    max_watchers:         streams of WatchEvents at the same time
+    watch_stall_seconds:  how long one of them may take nothing before it is ended
     """
 
     data: Path = Path("data")
@@ -24,6 +26,8 @@ class LedgerConfig(Listening):
     listen: str = "127.0.0.1:50051"
     http: str = "127.0.0.1:8080"
     origin: str = ""
+    max_watchers: int = 256
+    watch_stall_seconds: float = 60.0
 
     @property
     def database_url(self) -> str:

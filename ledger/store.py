@@ -17,9 +17,8 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, func, select
 
@@ -39,9 +38,8 @@ log = logging.getLogger("modelledger.store")
 Listener = Callable[["Head"], None]
 
 
-@dataclass(frozen=True)
-class StoredRow:
-    """One event as it was read back."""
+class StoredRow(NamedTuple):
+    """One event as it was read back. A tuple: rows become these by the ten thousand a second."""
 
     position: int
     id: str
@@ -252,7 +250,7 @@ class Store:
 
     def _read(self, query: Any) -> list[StoredRow]:
         with driver_errors(), self._reader.connect() as connection:
-            return [StoredRow(*row) for row in connection.execute(query)]
+            return [StoredRow._make(row) for row in connection.execute(query).all()]
 
 
 _EVENT_COLUMNS = select(

@@ -21,6 +21,7 @@ from ledger.sequencer import Sequencer
 from ledger.service import LedgerServicer
 from ledger.store import Store
 from ledger.views import ViewRunner
+from ledger.watching import WatchLimits
 
 
 class LedgerPart:
@@ -39,7 +40,7 @@ class LedgerPart:
             ArtifactStore(config.artifacts),
             LocalActor("certification", signers["certification"], self.sequencer),
         )
-        ledger = LedgerServicer(self.sequencer)
+        ledger = LedgerServicer(self.sequencer, WatchLimits(config.max_watchers, config.watch_stall_seconds))
         self.servicers: Sequence[Servicer] = [
             Servicer(
                 "modelledger.ledger.v1.LedgerService",

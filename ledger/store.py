@@ -120,7 +120,7 @@ class Store:
         return rows[0]
 
     def get_by_id(self, event_id: str) -> StoredRow:
-        found = self._read(_EVENT_COLUMNS.where(tables.events.c.id == event_id))
+        found = self._read(EVENT_COLUMNS.where(tables.events.c.id == event_id))
         if not found:
             raise NotFound(f"there is no event with id {event_id}")
         return found[0]
@@ -140,7 +140,7 @@ class Store:
     ) -> list[StoredRow]:
         """Events with start <= position < stop that match every filter, at most `limit`, by position."""
         column = tables.events.c
-        query = _EVENT_COLUMNS.where(column.position >= start).limit(limit)
+        query = EVENT_COLUMNS.where(column.position >= start).limit(limit)
         if stop is not None:
             query = query.where(column.position < stop)
         if stream:
@@ -253,7 +253,7 @@ class Store:
             return [StoredRow._make(row) for row in connection.execute(query).all()]
 
 
-_EVENT_COLUMNS = select(
+EVENT_COLUMNS = select(
     tables.events.c.position,
     tables.events.c.id,
     tables.events.c.stream,

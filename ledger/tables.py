@@ -27,6 +27,8 @@ from sqlalchemy import (
     text,
 )
 
+from ledger import group_tables
+
 metadata = MetaData()
 
 # Text is compared and sorted by its bytes on every database; only PostgreSQL has to be told.
@@ -160,4 +162,8 @@ def _m001_initial(connection: Connection) -> None:
         )
 
 
-MIGRATIONS: dict[str, Callable[[Connection], None]] = {"m001_initial": _m001_initial}
+def _m003_groups(connection: Connection) -> None:
+    group_tables.metadata.create_all(connection, checkfirst=True)
+
+
+MIGRATIONS: dict[str, Callable[[Connection], None]] = {"m001_initial": _m001_initial, "m003_groups": _m003_groups}

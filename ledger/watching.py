@@ -19,15 +19,13 @@ import grpc.aio
 from modelledger.ledger.v1 import ledger_pb2
 
 from ledger.errors import Overloaded
-from ledger.event_messages import fill, fitting
+from ledger.event_messages import fill, read_page
 from ledger.kit.live import Changes
 from ledger.store import Store
 from ledger.writing import Head
 
 BATCH = 500  # events in one message
 MAX_PAGE_BYTES = 1 << 20
-# A filter that matches next to nothing must not keep one query at work for minutes: the position moves on in steps.
-MAX_SCAN = 100_000  # positions looked at for one message
 
 _LOG = "log"  # the only thing that changes here
 
@@ -118,16 +116,11 @@ class Watchers:
 
     def _page(self, wanted: Wanted, position: int) -> ledger_pb2.WatchEventsResponse:
         size = self._store.head.size
-        stop = min(size, position + MAX_SCAN)
-        rows = self._store.select(
-            start=position, stop=stop, stream_prefix=wanted.stream_prefix, kinds=wanted.kinds, limit=BATCH
+        rows, position = read_page(
+            self._store, position, size, wanted.stream_prefix, wanted.kinds, BATCH, MAX_PAGE_BYTES
         )
-        sent = fitting(rows, MAX_PAGE_BYTES)
-        if len(sent) < len(rows) or len(rows) == BATCH:
-            stop = sent[-1].position + 1
-        position = max(position, stop)
         page = ledger_pb2.WatchEventsResponse(next_index=position, caught_up=position >= size)
-        fill(page.events, sent)
+        fill(page.events, rows)
         return page
 
     def _committed(self, head: Head) -> None:

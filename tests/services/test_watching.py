@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from modelledger.ledger.v1 import ledger_pb2 as pb
 from modelledger.ledger.v1 import ledger_pb2_grpc
 
-from ledger import watching
+from ledger import event_messages, watching
 from ledger.errors import InvalidInput, ModelLedgerError, Overloaded
 from ledger.kit.client import from_rpc_error
 from ledger.kit.serve import Address, GrpcServer, Servicer
@@ -117,7 +117,7 @@ def test_pages_hold_exactly_what_was_wanted(
     watchers = Watchers(store)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watching, "BATCH", batch)
-        patch.setattr(watching, "MAX_SCAN", scan)
+        patch.setattr(event_messages, "MAX_SCAN", scan)
         patch.setattr(watching, "MAX_PAGE_BYTES", room)
         pages = [watchers._page(Wanted(start, prefix, kinds), start)]
         while not pages[-1].caught_up:

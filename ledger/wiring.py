@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from modelledger.ledger.v1 import certification_pb2_grpc, ledger_pb2_grpc, registry_pb2_grpc
+from modelledger.ledger.v1 import certification_pb2_grpc, ledger_pb2_grpc, registry_pb2_grpc, subscription_pb2_grpc
 
 from ledger.certification import Certification
 from ledger.config import LedgerConfig
 from ledger.founding import actor_signers, found, log_signer
+from ledger.group_store import GroupStore
+from ledger.groups import Groups
 from ledger.http import create_app
 from ledger.kit.artifacts import ArtifactStore
 from ledger.kit.serve import Address, Servicer
@@ -20,6 +22,7 @@ from ledger.registry_view import fold_registry, keys_read
 from ledger.sequencer import Sequencer
 from ledger.service import LedgerServicer
 from ledger.store import Store
+from ledger.subscriptions import Subscriptions
 from ledger.views import ViewRunner
 from ledger.watching import WatchLimits
 
@@ -41,7 +44,13 @@ class LedgerPart:
             LocalActor("certification", signers["certification"], self.sequencer),
         )
         ledger = LedgerServicer(self.sequencer, WatchLimits(config.max_watchers, config.watch_stall_seconds))
+        self._groups = GroupStore(config.database_url)
+        subscriptions = Subscriptions(self.store, Groups(self.store, self._groups))
         self.servicers: Sequence[Servicer] = [
+            Servicer(
+                "modelledger.ledger.v1.SubscriptionService",
+                lambda server: subscription_pb2_grpc.add_SubscriptionServiceServicer_to_server(subscriptions, server),
+            ),
             Servicer(
                 "modelledger.ledger.v1.LedgerService",
                 lambda server: ledger_pb2_grpc.add_LedgerServiceServicer_to_server(ledger, server),
@@ -66,4 +75,5 @@ class LedgerPart:
     async def close(self) -> None:
         await self.sequencer.close()
         await asyncio.to_thread(self.view.stop)
+        self._groups.close()
         self.store.close()

@@ -47,6 +47,9 @@ COMMANDS = {
     "verify": Entry("verify:verify", "Audit a certificate's bundle, offline."),
     "log": Entry("log:log", "The transparency log: read it, prove it, verify all of it."),
     "audit": Entry("log:audit_command", "Read the whole log and verify everything: the same as `log verify`."),
+    "subscriptions": Entry(
+        "subscriptions:subscriptions", "Consumer groups: list them, see what they parked, replay it."
+    ),
     "lineage": Entry("lineage:lineage", "What an artifact is made from, and what was made from it."),
     "export": Entry("export:export", "Write a model's files from the log, or check copies of them."),
     "doctor": Entry("doctor:doctor", "Is everything running and sound?"),

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from modelledger.cli.bench_watch import measure_watch
 from modelledger.ledger.v1 import ledger_pb2 as pb
 from modelledger.ledger.v1 import ledger_pb2_grpc
 
@@ -265,3 +266,11 @@ def test_a_wrong_request_is_refused_with_its_field(store: Store, request_: pb.Wa
         assert said in error.message
 
     run(store, use)
+
+
+def test_the_benchmark_measures_what_arrived() -> None:
+    measured = measure_watch(1_000, 1)
+    assert measured["conditions"]["events"] > 1_000  # and those that a log begins with
+    assert measured["conditions"]["messages"] >= 3
+    assert measured["value"] > 0
+    assert measured["floor"] > 0

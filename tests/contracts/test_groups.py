@@ -225,6 +225,19 @@ def test_large_events_that_were_released_fit_one_message_again(world: World) -> 
     assert seen == list(range(1, 80))
 
 
+def test_large_events_that_are_replayed_fit_one_message_again(world: World) -> None:
+    world.groups.create(group())
+    write(world.store, [f"s/{number}" for number in range(70)], size=60_000)
+    while (claimed := world.groups.claim("mail", "a", 1_000, 60)).deliveries:
+        world.groups.park("mail", claimed.lease, indexes(claimed), "x")
+    assert len(world.groups.replay("mail", [])[0]) == 70
+    seen: list[int] = []
+    while more := indexes(world.groups.claim("mail", "a", 1_000, 60)):
+        assert len(more) * 60_000 < 3 << 20
+        seen += more
+    assert seen == list(range(70))
+
+
 def test_a_claim_that_dies_before_its_commit_took_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.groups.create(group())
     write(world.store, ["s/1", "s/1"])

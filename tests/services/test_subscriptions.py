@@ -24,6 +24,7 @@ from ledger.group_store import GroupStore
 from ledger.groups import Groups
 from ledger.kit import client as kit_client
 from ledger.kit.client import call
+from ledger.kit.live import LOOK_AGAIN
 from ledger.kit.serve import Address, GrpcServer, Servicer
 from ledger.sequencer import Sequencer
 from ledger.service import LedgerServicer
@@ -134,6 +135,34 @@ def test_a_claim_waits_for_the_next_event(ledger: Ledger, client: Client) -> Non
     assert time.monotonic() - started < 5
     assert claimed.lease_end_time.endswith("Z")
     timer.join()
+
+
+@pytest.mark.parametrize("what", ["a commit", "an ack"])
+def test_who_waits_is_told_at_once(ledger: Ledger, client: Client, what: str) -> None:
+    client.create_group("mail")
+    rounds, took = 6, 0.0
+    with Client(ledger.address) as other:
+        for _ in range(rounds):
+            lease, mine = "", []
+            if what == "an ack":
+                write(ledger.store, ["s/1", "s/1"])
+                claimed = client.claim("mail", "a", max_events=1)
+                lease, mine = claimed.lease, _indexes(claimed)
+            waiting: list[pb.ClaimResponse] = []
+            thread = threading.Thread(
+                target=lambda waiting=waiting: waiting.append(other.claim("mail", "b", wait_seconds=9))
+            )
+            thread.start()
+            time.sleep(0.15)
+            started = time.monotonic()
+            if what == "an ack":
+                client.ack("mail", lease, mine)
+            else:
+                write(ledger.store, ["s/1"])
+            thread.join()
+            took += time.monotonic() - started
+            client.ack("mail", waiting[0].lease, _indexes(waiting[0]))
+    assert took < rounds * LOOK_AGAIN / 3
 
 
 @pytest.mark.parametrize("how", ["ack", "park", "retry", "the lease ends"])

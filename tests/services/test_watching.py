@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from modelledger.ledger.v1 import ledger_pb2_grpc
 from ledger import event_messages, watching
 from ledger.errors import InvalidInput, ModelLedgerError, Overloaded
 from ledger.kit.client import from_rpc_error
+from ledger.kit.live import LOOK_AGAIN
 from ledger.kit.serve import Address, GrpcServer, Servicer
 from ledger.sequencer import Sequencer
 from ledger.service import LedgerServicer
@@ -162,6 +164,19 @@ def test_what_was_there_comes_first_then_what_is_written(store: Store) -> None:
         assert [(event.index, event.stream, event.version) for event in page.events] == [(1_201, STREAMS[1], 301)]
         assert page.caught_up
         assert page.next_index == 1_202
+
+    run(store, use)
+
+
+def test_a_commit_is_told_and_not_found_out_later(store: Store) -> None:
+    async def use(stub: Any) -> None:
+        call = stub.WatchEvents(pb.WatchEventsRequest())
+        await until_caught_up(call)
+        started = time.monotonic()
+        for _ in range(10):
+            write(store, mixed(1))
+            assert len((await call.read()).events) == 1
+        assert time.monotonic() - started < 10 * LOOK_AGAIN / 2
 
     run(store, use)
 

@@ -28,7 +28,7 @@ from tests.databases import StoreFactory
 from tests.groups import World, group, indexes, write
 
 STREAMS = ("mail/1", "mail/2", "mail/3", "other/1")
-MAX_ATTEMPTS, MAX_IN_FLIGHT = 3, 6
+MAX_ATTEMPTS, MAX_IN_FLIGHT = 2, 6
 _names = itertools.count(1)
 
 

@@ -16,6 +16,7 @@ test: setup lint
 
 bench: setup
 	$(BIN)/modelledger bench append --json
+	$(BIN)/modelledger bench watch --json
 	$(BIN)/modelledger bench help --json
 	$(BIN)/modelledger bench up --json
 

@@ -22,6 +22,8 @@ class LedgerConfig(Listening):
     administrators: callers who may enrol, rotate and revoke actors (comma list), for example "ops.example.com", as
                their certificates name them; when empty, whoever calls over the loopback interface and nobody else
     witnesses: tlog-policy file; every witness in it that has a URL is asked to cosign the log's checkpoints
+    max_watchers:         streams of WatchEvents at the same time
+    watch_stall_seconds:  how long one of them may take nothing before it is ended
     """
 
     data: Path = Path("data")
@@ -34,6 +36,8 @@ class LedgerConfig(Listening):
     certification_key: str = ""
     administrators: tuple[str, ...] = ()
     witnesses: Path | None = None
+    max_watchers: int = 256
+    watch_stall_seconds: float = 60.0
 
     @property
     def database_url(self) -> str:

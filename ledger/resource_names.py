@@ -16,6 +16,7 @@ _DATASET = re.compile(rf"orgs/(?P<org>{_PART})/datasets/(?P<dataset>{_PART})")
 _VERSION = re.compile(rf"orgs/(?P<org>{_PART})/models/(?P<model>{_PART})/versions/(?P<version>.+)")
 _SERVED = re.compile(rf"(?P<org>{_PART})/(?P<model>{_PART})")
 _ACTOR = re.compile(rf"actors/(?P<actor>{_PART})")
+_GROUP = re.compile(rf"groups/(?P<group>{_PART})")
 _NUMBER = re.compile(r"v(0|[1-9]\d{0,9})\.(0|[1-9]\d{0,9})", re.ASCII)
 
 
@@ -103,6 +104,11 @@ def parse_served(name: str, field: str) -> ModelName:
     """`{org}/{model}` or `base/{key}`, the names that are served."""
     found = _match(_SERVED, name, field, "{org}/{model} or base/{key}")
     return ModelName(found["org"], found["model"])
+
+
+def parse_group(name: str, field: str) -> str:
+    """`groups/{group}` -> group."""
+    return _match(_GROUP, name, field, "groups/{group}")["group"]
 
 
 def parse_number(text: str, field: str) -> Number:

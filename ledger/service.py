@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from functools import partial
 from typing import Any
 
 from modelledger.ledger.v1 import ledger_pb2, ledger_pb2_grpc
@@ -12,27 +10,33 @@ from modelledger.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger import merkle
 from ledger.cosigned import Checkpoints, PlainCheckpoints
 from ledger.errors import InvalidInput
+from ledger.event_messages import event, fitting
 from ledger.sequencer import Sequencer
-from ledger.store import Store, StoredRow
+from ledger.store import Store
+from ledger.watching import Wanted, Watchers, WatchLimits
 from ledger.writing import Head
 
 PAGE_SIZE, MAX_PAGE_SIZE = 100, 1_000
 MAX_KINDS = 100
 MAX_TEXT = 600
-WATCH_BATCH = 500
-# A response stays below the 4 MiB that gRPC clients accept by default.
-MAX_PAGE_BYTES = 3 << 20
 
-Context = Any  # grpc.aio.ServicerContext; the handlers use nothing of it
+Context = Any  # grpc.aio.ServicerContext; only WatchEvents uses it
 
 
 class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
     """The log over gRPC."""
 
-    def __init__(self, store: Store, sequencer: Sequencer, checkpoints: Checkpoints | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        sequencer: Sequencer,
+        checkpoints: Checkpoints | None = None,
+        limits: WatchLimits | None = None,
+    ) -> None:
         self._store = store
         self._sequencer = sequencer
         self._checkpoints = checkpoints or PlainCheckpoints(store)
+        self._watchers = Watchers(store, limits)
 
     async def AppendEvents(
         self, request: ledger_pb2.AppendEventsRequest, context: Context
@@ -52,7 +56,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             row = await asyncio.to_thread(self._store.get_by_id, request.id)
         else:
             row = await asyncio.to_thread(self._store.get, request.index)
-        return ledger_pb2.GetEventResponse(event=_event(row))
+        return ledger_pb2.GetEventResponse(event=event(row))
 
     async def ListEvents(
         self, request: ledger_pb2.ListEventsRequest, context: Context
@@ -75,41 +79,20 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             descending=request.descending,
             limit=size + 1,
         )
-        page = _fitting(rows[:size])
+        page = fitting(rows[:size])
         token = ""
         if len(rows) > len(page):
             token = str(page[-1].position + (0 if request.descending else 1))
-        return ledger_pb2.ListEventsResponse(events=map(_event, page), next_page_token=token)
+        return ledger_pb2.ListEventsResponse(events=map(event, page), next_page_token=token)
 
-    async def WatchEvents(
+    async def WatchEvents(  # type: ignore[override]  # it writes to the context, as grpc.aio allows
         self, request: ledger_pb2.WatchEventsRequest, context: Context
-    ) -> AsyncIterator[ledger_pb2.WatchEventsResponse]:
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
-
-        def notify(head: Head) -> None:
-            loop.call_soon_threadsafe(changed.set)
-
+    ) -> None:
+        if request.start_index < 0:
+            raise InvalidInput("start_index: is negative")
         _check_text("stream_prefix", request.stream_prefix)
-        position, kinds = request.start_index, _kinds(request.kinds)
-        self._store.listeners.add(notify)
-        try:
-            while True:
-                changed.clear()
-                size = self._store.head.size
-                select = partial(self._store.select, stream_prefix=request.stream_prefix, kinds=kinds)
-                rows = await asyncio.to_thread(select, start=position, stop=size, limit=WATCH_BATCH)
-                rows = _fitting(rows)
-                caught_up = not rows or rows[-1].position + 1 >= size
-                if len(rows) < WATCH_BATCH and not caught_up:
-                    # What lies behind the last match was looked at only when the page was not cut short.
-                    caught_up = not await asyncio.to_thread(select, start=rows[-1].position + 1, stop=size, limit=1)
-                position = max(position, size if caught_up else rows[-1].position + 1)
-                yield ledger_pb2.WatchEventsResponse(events=map(_event, rows), caught_up=caught_up, next_index=position)
-                while caught_up and self._store.head.size <= position:
-                    await changed.wait()
-                    changed.clear()
-        finally:
-            self._store.listeners.discard(notify)
+        wanted = Wanted(request.start_index, request.stream_prefix, _kinds(request.kinds))
+        await self._watchers.follow(wanted, context)
 
     async def GetCheckpoint(
         self, request: ledger_pb2.GetCheckpointRequest, context: Context
@@ -174,19 +157,3 @@ def _tree_size(asked: int, head: Head) -> int:
     if not 1 <= size <= head.size:
         raise InvalidInput(f"tree size {asked} is not between 1 and {head.size}")
     return size
-
-
-def _fitting(rows: list[StoredRow]) -> list[StoredRow]:
-    """As many of the rows, at least one, as fit one message."""
-    total = 0
-    for number, row in enumerate(rows):
-        total += len(row.entry) + 500
-        if total > MAX_PAGE_BYTES and number:
-            return rows[:number]
-    return rows
-
-
-def _event(row: StoredRow) -> ledger_pb2.Event:
-    return ledger_pb2.Event(
-        index=row.position, envelope=row.entry, id=row.id, stream=row.stream, version=row.version, kind=row.kind
-    )

@@ -27,6 +27,8 @@ from sqlalchemy import (
     text,
 )
 
+from ledger import group_tables
+
 metadata = MetaData()
 
 # Text is compared and sorted by its bytes on every database; only PostgreSQL has to be told.
@@ -189,7 +191,12 @@ def _m002_cosignatures(connection: Connection) -> None:
     )
 
 
+def _m003_groups(connection: Connection) -> None:
+    group_tables.metadata.create_all(connection, checkfirst=True)
+
+
 MIGRATIONS: dict[str, Callable[[Connection], None]] = {
     "m001_initial": _m001_initial,
     "m002_cosignatures": _m002_cosignatures,
+    "m003_groups": _m003_groups,
 }

@@ -70,8 +70,13 @@ class ViewRunner:
         self._thread.join()
         self._thread = None
 
-    def rebuild(self) -> None:
-        """Forget every row and fold the whole log again. Readers wait meanwhile, or are told to retry."""
+    def rebuild(self, cancelled: Callable[[], bool] = lambda: False) -> bool:
+        """Forget every row and fold the whole log again. Readers wait meanwhile, or are told to retry.
+
+        A running view folds in its own thread, and `stop` ends it; otherwise `cancelled` is asked before every batch.
+        Either way it has folded the events up to `position`, each once, and goes on from there when it is started.
+        False when it was cancelled.
+        """
         running = self._thread is not None
         self.stop()
         with self._store.view(self.name, write=True) as rows:
@@ -81,7 +86,10 @@ class ViewRunner:
             self.start()
         else:
             while self.position < self._store.head.size:
+                if cancelled():
+                    return False
                 self._fold_batch()
+        return True
 
     def wait_for(self, position: int, timeout: float = WAIT_SECONDS) -> None:
         """Block until the first `position` events are folded; `timeout` in seconds.

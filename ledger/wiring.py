@@ -6,13 +6,21 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from modelledger.ledger.v1 import actors_pb2_grpc, certification_pb2_grpc, ledger_pb2_grpc, registry_pb2_grpc
+from modelledger.ledger.v1 import (
+    actors_pb2_grpc,
+    certification_pb2_grpc,
+    ledger_pb2_grpc,
+    registry_pb2_grpc,
+    subscription_pb2_grpc,
+)
 
 from ledger.actors import ActorServicer
 from ledger.certification import Certification
 from ledger.committer import Committer
 from ledger.config import LedgerConfig
 from ledger.founding import found
+from ledger.group_store import GroupStore
+from ledger.groups import Groups
 from ledger.http import create_app
 from ledger.kit.artifacts import ArtifactStore
 from ledger.kit.serve import Address, Servicer
@@ -23,8 +31,10 @@ from ledger.sequencer import Sequencer
 from ledger.service import LedgerServicer
 from ledger.signers import actor_signers, log_signer
 from ledger.store import Store
+from ledger.subscriptions import Subscriptions
 from ledger.view_process import ViewProcess
 from ledger.view_reader import ViewReader
+from ledger.watching import WatchLimits
 from ledger.witnessing import open_witnessing
 from ledger.writer import LogSettings, Writer
 
@@ -54,8 +64,15 @@ class LedgerPart:
         actors = ActorServicer(
             self.store, LocalActor("ledger", signers["ledger"], self.store, self.sequencer), config.administrators
         )
-        ledger = LedgerServicer(self.store, self.sequencer, checkpoints)
+        limits = WatchLimits(config.max_watchers, config.watch_stall_seconds)
+        ledger = LedgerServicer(self.store, self.sequencer, checkpoints, limits)
+        self._groups = GroupStore(config.database_url)
+        subscriptions = Subscriptions(self.store, Groups(self.store, self._groups))
         self.servicers: Sequence[Servicer] = [
+            Servicer(
+                "modelledger.ledger.v1.SubscriptionService",
+                lambda server: subscription_pb2_grpc.add_SubscriptionServiceServicer_to_server(subscriptions, server),
+            ),
             Servicer(
                 "modelledger.ledger.v1.LedgerService",
                 lambda server: ledger_pb2_grpc.add_LedgerServiceServicer_to_server(ledger, server),
@@ -87,4 +104,5 @@ class LedgerPart:
         await self.sequencer.close()
         await self.view.close()
         self.witnessing.close()
+        self._groups.close()
         self.store.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from ledger.kit.interceptors import DOMAIN, REQUEST_HEADER, USER_HEADER
 
 DEADLINE = 30.0  # seconds, unless a call says otherwise
 MAX_MESSAGE = 16 << 20
+RETRY_FOR, AGAIN_AFTER = 30.0, 0.2  # seconds, while a service restarts
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -124,6 +126,18 @@ def stream(
             raise from_rpc_error(error) from None
 
     return running.cancel, responses()
+
+
+def patiently(ask: Callable[[], Response]) -> Response:
+    """Ask again for a while when the service is away or has too much to do. For what may be done twice."""
+    deadline = time.monotonic() + RETRY_FOR
+    while True:
+        try:
+            return ask()
+        except (Unreachable, Overloaded):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(AGAIN_AFTER)
 
 
 def metadata(user: str = "") -> tuple[tuple[str, str], ...]:

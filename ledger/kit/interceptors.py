@@ -8,6 +8,7 @@ goes to the log only.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 import re
@@ -107,8 +108,12 @@ def _stream(method: str, inner: Any) -> Any:
         _call.set(context)
         started = time.perf_counter()
         try:
-            async for response in inner(request, context):
-                yield response
+            responses = inner(request, context)
+            if inspect.isawaitable(responses):
+                await responses  # it writes to the context by itself
+            else:
+                async for response in responses:
+                    yield response
         except Exception as error:
             await _abort(context, method, error)
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 # Another process may have written the change; looking again after this long finds it too.
 LOOK_AGAIN = 1.0  # seconds
@@ -24,7 +24,7 @@ class Changes:
         for loop, event in watchers:
             loop.call_soon_threadsafe(event.set)
 
-    async def watch(self, key: str) -> AsyncIterator[None]:
+    async def watch(self, key: str) -> AsyncGenerator[None, None]:
         """Yields at once, then after every change, and now and then without one."""
         watcher = (asyncio.get_running_loop(), asyncio.Event())
         with self._lock:

@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 from eventsourcing.persistence import (
@@ -41,19 +41,16 @@ from modelledger.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from ledger import envelope as dsse
 from ledger import schema, statement
 from ledger.envelope import Signer
-from ledger.errors import EventIdReused, Overloaded, Unreachable, WrongStreamVersion
+from ledger.errors import EventIdReused, WrongStreamVersion
 from ledger.kit.aggregate import Recorded
-from ledger.kit.client import call, connect, stream
+from ledger.kit.client import call, connect, patiently, stream
 from ledger.kit.keys import open_signer
 from ledger.statement import Event
 
 log = logging.getLogger("modelledger.recorder")
 
 PAGE = 1_000
-RETRY_FOR = 30.0  # seconds, while the ledger restarts
 RECONNECT, MAX_RECONNECT = 0.2, 2.0  # seconds
-
-Answer = TypeVar("Answer")
 
 
 class LedgerMapper(Mapper[str]):
@@ -116,7 +113,7 @@ class LedgerRecorder(ApplicationRecorder):
         )
         try:
             # Idempotent by event id, so it is safe to send it again.
-            response = _patiently(lambda: call(self._ledger.AppendEvents, request))
+            response = patiently(lambda: call(self._ledger.AppendEvents, request))
         except (WrongStreamVersion, EventIdReused) as error:  # somebody else was faster
             raise IntegrityError(error.message) from error
         return [proof.index + 1 for proof in response.proofs]
@@ -135,7 +132,7 @@ class LedgerRecorder(ApplicationRecorder):
             stream=str(originator_id), after_version=gt or 0, descending=desc, page_size=PAGE
         )
         while True:
-            response = _patiently(lambda: call(self._ledger.ListEvents, request))
+            response = patiently(lambda: call(self._ledger.ListEvents, request))
             events += [_stored(event) for event in response.events if lte is None or event.version <= lte]
             if not response.next_page_token or (limit is not None and len(events) >= limit):
                 return events[:limit]
@@ -252,18 +249,6 @@ class _NoTranscoder(Transcoder):
 
     def decode(self, data: bytes) -> Any:
         raise NotImplementedError
-
-
-def _patiently(ask: Callable[[], Answer]) -> Answer:
-    """Ask again for a while when the ledger is away."""
-    deadline = time.monotonic() + RETRY_FOR
-    while True:
-        try:
-            return ask()
-        except (Unreachable, Overloaded):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(RECONNECT)
 
 
 def _stored(event: ledger_pb2.Event) -> StoredEvent:

@@ -122,6 +122,9 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", MAX_MESSAGE),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients ping, see client.py
+                # A caller that vanished or was stopped is noticed, so that what its streams hold is given back.
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
             ],
         )
         for servicer in self._servicers:

@@ -39,17 +39,14 @@ def test_texts_that_no_event_has_are_refused_with_their_field(store_factory: Sto
     log = Log(store_factory())
     service = LedgerServicer(log.store, log.sequencer)
     listing = ledger_pb2.ListEventsRequest
-
-    async def watch() -> None:
-        async for _ in service.WatchEvents(ledger_pb2.WatchEventsRequest(stream_prefix=text), None):
-            break
+    watching = ledger_pb2.WatchEventsRequest
 
     for field, question in (
         ("id", lambda: service.GetEvent(ledger_pb2.GetEventRequest(id=text), None)),
         ("stream", lambda: service.ListEvents(listing(stream=text), None)),
         ("stream_prefix", lambda: service.ListEvents(listing(stream_prefix=text), None)),
         ("kinds", lambda: service.ListEvents(listing(kinds=["LogCreated", text]), None)),
-        ("stream_prefix", watch),
+        ("stream_prefix", lambda: service.WatchEvents(watching(stream_prefix=text), None)),
     ):
         with pytest.raises(InvalidInput, match=f"^{field}"):
             asyncio.run(question())

@@ -18,7 +18,7 @@ from modelledger.ledger.v1 import events_pb2, registry_pb2
 from modelledger.trainer.v1 import trainer_pb2
 
 from ledger.errors import DamagedLog, Refused, Unreachable
-from ledger.kit import recorder, work
+from ledger.kit import client, recorder, work
 from ledger.kit.client import call, stream, upload
 from ledger.kit.work_folder import WorkFolder
 from ledger.local_actor import LocalActor
@@ -93,11 +93,11 @@ def test_a_ledger_that_was_away_leaves_no_run_lying(
     act("slow")
     name = start(house, dataset)
     eventually(lambda: get(house, name).epochs)
-    monkeypatch.setattr(recorder, "RETRY_FOR", patience)
+    monkeypatch.setattr(client, "RETRY_FOR", patience)
     house.stop("ledger")
     time.sleep(1.5)
     house.start("ledger")
-    monkeypatch.setattr(recorder, "RETRY_FOR", 30.0)  # for the questions of this test
+    monkeypatch.setattr(client, "RETRY_FOR", 30.0)  # for the questions of this test
     run = ended(house, name)
     assert run.state == COMPLETED, run.reason
     assert [epoch.epoch for epoch in run.epochs] == [1, 2, 3, 4, 5, 6]

@@ -51,6 +51,8 @@ CHILD_PROCESS = {
 DATABASE = {
     "cosignature_store",
     "database",
+    "group_store",
+    "group_tables",
     "store",
     "store_recorder",
     "tables",

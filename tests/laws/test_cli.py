@@ -158,6 +158,7 @@ def test_wrong_usage_is_exit_2(arguments: list[str], capsys: pytest.CaptureFixtu
         ["ask", "why?"],
         ["certify", "a/b"],
         ["log", "verify"],
+        ["subscriptions", "list"],
         ["lineage", "a/b"],
         ["export", "a/b"],
         ["doctor"],

@@ -2,75 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import shutil
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from modelledger import cli
 
-from ledger.config import LedgerConfig
-from ledger.kit.serve import GrpcServer
-from ledger.wiring import LedgerPart
 from tests.certified import Certified
-from tests.house import Running
+from tests.ledger_alone import Run, commands, serving
 
 MODEL = "acme/assistant"
-Run = Callable[..., tuple[int, str, str]]
-
-
-@contextmanager
-def serving(world: Certified, folder: Path) -> Iterator[str]:
-    """Address of a ledger without the other services, on the log that `world` wrote."""
-    world.store.close()
-    shutil.copy(folder / "log.vkey", folder / "keys" / "log.vkey")
-    config = LedgerConfig(data=folder, listen="127.0.0.1:0", origin="test.log")
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    async def start() -> Running:
-        part = LedgerPart(config)
-        running = Running(part, GrpcServer(part.servicers, config.address()), [])
-        await running.start()
-        return running
-
-    running = asyncio.run_coroutine_threadsafe(start(), loop).result(60)
-    try:
-        yield f"127.0.0.1:{running.server.port}"
-    finally:
-        asyncio.run_coroutine_threadsafe(running.stop(), loop).result(60)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-def _commands(address: str, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        """(exit code, stdout, stderr)"""
-        capsys.readouterr()
-        code = cli.run(["--server", address, *arguments])
-        return (code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Runs a command on a log with acme/assistant v1.0, quantised."""
     with serving(Certified(tmp_path / "data"), tmp_path / "data") as address:
-        yield _commands(address, capsys)
+        yield commands(address, capsys)
 
 
 @pytest.fixture
 def run_unquantised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     world = Certified(tmp_path / "data", skip=frozenset({"QuantizationCompleted"}))
     with serving(world, tmp_path / "data") as address:
-        yield _commands(address, capsys)
+        yield commands(address, capsys)
 
 
 def _size(run: Run) -> int:

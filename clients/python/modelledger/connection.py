@@ -10,7 +10,13 @@ import grpc
 
 from ledger.kit.client import DEADLINE, call, connect, stream
 from modelledger.inference.v1 import inference_pb2_grpc
-from modelledger.ledger.v1 import actors_pb2_grpc, certification_pb2_grpc, ledger_pb2_grpc, registry_pb2_grpc
+from modelledger.ledger.v1 import (
+    actors_pb2_grpc,
+    certification_pb2_grpc,
+    ledger_pb2_grpc,
+    registry_pb2_grpc,
+    subscription_pb2_grpc,
+)
 from modelledger.quantizer.v1 import quantizer_pb2_grpc
 from modelledger.trainer.v1 import trainer_pb2_grpc
 
@@ -54,6 +60,7 @@ class Connection:
         self._registry = registry_pb2_grpc.RegistryServiceStub(self.channels["ledger"])
         self._actors = actors_pb2_grpc.ActorServiceStub(self.channels["ledger"])
         self._certification = certification_pb2_grpc.CertificationServiceStub(self.channels["ledger"])
+        self._subscriptions = subscription_pb2_grpc.SubscriptionServiceStub(self.channels["ledger"])
         self._trainer = trainer_pb2_grpc.TrainerServiceStub(self.channels["trainer"])
         self._quantizer = quantizer_pb2_grpc.QuantizerServiceStub(self.channels["quantizer"])
         self._inference = inference_pb2_grpc.InferenceServiceStub(self.channels["inference"])

@@ -49,6 +49,9 @@ COMMANDS = {
     "log": Entry("log:log", "The transparency log: read it, prove it, verify all of it."),
     "audit": Entry("audit:audit", "Verify a whole log: every signature, rule, hash and stored column."),
     "witness": Entry("witness:witness", "Run a witness: cosign the checkpoints of logs that stay append-only."),
+    "subscriptions": Entry(
+        "subscriptions:subscriptions", "Consumer groups: list them, see what they parked, replay it."
+    ),
     "lineage": Entry("lineage:lineage", "What an artifact is made from, and what was made from it."),
     "export": Entry("export:export", "Write a model's files from the log, or check copies of them."),
     "doctor": Entry("doctor:doctor", "Is everything running and sound?"),

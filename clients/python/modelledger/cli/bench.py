@@ -44,6 +44,21 @@ def append(events: int, callers: int, rounds: int, as_json: bool) -> None:
 
 
 @bench.command()
+@click.option("--events", default=20_000, show_default=True, type=click.IntRange(1_000, 1_000_000), help="In the log.")
+@_rounds
+@json_option
+def watch(events: int, rounds: int, as_json: bool) -> None:
+    """Events a second that one watcher receives while it catches up.
+
+    A real ledger in a process of its own, on a fresh SQLite file, with signed events. The floor is a bare gRPC stream
+    of the same bytes to the same client.
+    """
+    from modelledger.cli.bench_watch import measure_watch  # grpc is for this command only
+
+    _report(measure_watch(events, rounds), as_json)
+
+
+@bench.command()
 @click.option("--events", default=40_000, show_default=True, type=click.IntRange(3_000), help="In the log.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1, 100), help="The median counts.")
 @json_option

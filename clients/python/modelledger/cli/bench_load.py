@@ -28,12 +28,12 @@ from ledger.errors import DamagedLog
 from ledger.kit.keys import actor_signer
 from ledger.note import Verifier
 from ledger.statement import Artifact, Event
+from modelledger.cli.bench_servers import ECHO
 from modelledger.cli.child import Child, environment
 from modelledger.client import Client
 from modelledger.ledger.v1 import ledger_pb2
 
 APPEND = "/modelledger.ledger.v1.LedgerService/AppendEvents"
-ECHO = "/modelledger.bench.Echo/Echo"
 WARM_UP = 200  # events
 
 
@@ -85,9 +85,16 @@ def measure_append(events: int, callers: int, rounds: int) -> dict[str, Any]:
 
 
 def _requests(signer: Signer, count: int) -> list[bytes]:
-    """AppendEvents requests of one event each, serialized; every event begins a stream of its own."""
+    """AppendEvents requests of one event each, serialized."""
+    return [
+        ledger_pb2.AppendEventsRequest(envelopes=[entry]).SerializeToString() for entry in signed_events(signer, count)
+    ]
+
+
+def signed_events(signer: Signer, count: int) -> list[bytes]:
+    """Entries of the trainer's; every event begins a stream of its own."""
     run = uuid.uuid4().hex[:12]
-    requests = []
+    entries = []
     for number in range(count):
         name = f"{run}-{number}"
         artifact = Artifact(f"datasets/bench/{name}", hashlib.sha256(name.encode()).hexdigest())
@@ -99,9 +106,8 @@ def _requests(signer: Signer, count: int) -> list[bytes]:
             subjects=(artifact,),
             data={"org": "bench", "name": name, "form": "messages", "examples": 100, "band": "minimum"},
         )
-        entry = envelope.sign(statement.encode(event), [signer])
-        requests.append(ledger_pb2.AppendEventsRequest(envelopes=[entry]).SerializeToString())
-    return requests
+        entries.append(envelope.sign(statement.encode(event), [signer]))
+    return entries
 
 
 async def _load(address: str, method: str, requests: Sequence[bytes], callers: int) -> tuple[float, list[bytes]]:

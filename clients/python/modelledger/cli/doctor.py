@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import metadata
 
 import click
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ledger.checkpoint import open_checkpoint
-from ledger.errors import InvalidConfig, InvalidSignature, ModelLedgerError
+from ledger.errors import InvalidConfig, InvalidSignature, ModelLedgerError, NotReady
 from ledger.kit.client import call
 from ledger.note import NoteError, Verifier
 from modelledger import __version__
@@ -25,6 +26,7 @@ SERVICES = {
         "modelledger.ledger.v1.LedgerService",
         "modelledger.ledger.v1.RegistryService",
         "modelledger.ledger.v1.CertificationService",
+        "modelledger.ledger.v1.SubscriptionService",
     ),
     "trainer": ("modelledger.trainer.v1.TrainerService",),
     "quantizer": ("modelledger.quantizer.v1.QuantizerService",),
@@ -56,7 +58,8 @@ class Finding:
 def doctor(session: Session, as_json: bool) -> None:
     """Is everything running and sound?
 
-    Exit 1 when a service does not answer, the log's checkpoint does not verify, or a configuration is not in force.
+    Exit 1 when a service does not answer, the log's checkpoint does not verify, the registry stopped at an event, a
+    consumer group has parked events, or a configuration is not in force.
     """
     client = session.client
     findings = [Finding("version", OK, f"modelledger {__version__}, Python {platform.python_version()}")]
@@ -65,6 +68,7 @@ def doctor(session: Session, as_json: bool) -> None:
     findings += [
         _try("ledger", lambda: _checkpoint(client)),
         _try("registry", lambda: f"{len(list(client.models()))} models"),
+        _try("subscriptions", lambda: _groups(client)),
         _try("trainer", lambda: _bases(client)),
         _try("quantizer", lambda: f"{sum(1 for _ in client.quantizations())} quantisations"),
         _try("inference", lambda: _serving(client)),
@@ -106,6 +110,18 @@ def _checkpoint(client: Client) -> str:
     return f"checkpoint of {verified.origin} verified, {verified.size} events"
 
 
+def _groups(client: Client) -> str:
+    found = [group for group in client.groups() if not group.closed_reason]
+    stuck = [group for group in found if group.parked]
+    if stuck:
+        names = [(group.name.rpartition("/")[2], group.parked) for group in stuck]
+        raise NotReady(
+            f"events are parked: {', '.join(f'{parked} of {name}' for name, parked in names)}; "
+            f"look at them: modelledger subscriptions parked {names[0][0]}"
+        )
+    return f"{len(found)} groups, {sum(group.behind for group in found)} events behind, none parked"
+
+
 def _bases(client: Client) -> str:
     found = list(client.local_bases())
     unusable = [base for base in found if base.unusable_reason]
@@ -136,5 +152,9 @@ def _libraries() -> list[Finding]:
 
 
 def _version(module: str) -> str:
-    distributions = metadata.packages_distributions().get(module, [module])
-    return metadata.version(distributions[0])
+    return metadata.version(_distributions().get(module, [module])[0])
+
+
+@cache  # it reads every installed package
+def _distributions() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()

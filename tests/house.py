@@ -41,12 +41,14 @@ class Running:
     part: Part
     server: GrpcServer
     web: list[HttpServer]
+    idle: bool = False
 
     async def start(self) -> None:
         await self.server.start()
         for web in self.web:
             await web.start()
-        await self.part.start()
+        if not self.idle:
+            await self.part.start()
 
     async def stop(self) -> None:
         await self.part.stop()
@@ -57,11 +59,16 @@ class Running:
 
 
 class House:
-    """`addresses`: service -> host:port of its gRPC; `http`: the same of its web server. Ports stay over restarts."""
+    """`addresses`: service -> host:port of its gRPC; `http`: the same of its web server. Ports stay over restarts.
 
-    def __init__(self, data: Path, *bases: Path) -> None:
+    `origin`: the name of a log that is there already. `working` False: what is requested is never begun.
+    """
+
+    def __init__(self, data: Path, *bases: Path, origin: str = "", working: bool = True) -> None:
         self.data = data
         self.bases = bases
+        self.origin = origin
+        self.working = working
         self.addresses = dict.fromkeys(SERVICES, "127.0.0.1:0")
         self.http = {"ledger": "127.0.0.1:0", "inference": "127.0.0.1:0"}
         self._running: dict[str, Running] = {}
@@ -124,14 +131,15 @@ class House:
     async def _make(self, service: str) -> Running:
         part = self._part(service)
         server = GrpcServer(part.servicers, Address.parse(self.addresses[service]))
-        running = Running(part, server, [HttpServer(app, address) for app, address in part.http])
+        idle = not self.working and service in ("trainer", "quantizer")
+        running = Running(part, server, [HttpServer(app, address) for app, address in part.http], idle)
         await running.start()
         return running
 
     def _part(self, service: str) -> Part:
         listen, ledger = self.addresses[service], self.addresses["ledger"]
         if service == "ledger":
-            return LedgerPart(LedgerConfig(data=self.data, listen=listen, http=self.http[service]))
+            return LedgerPart(LedgerConfig(data=self.data, listen=listen, http=self.http[service], origin=self.origin))
         if service == "trainer":
             return TrainerPart(TrainerConfig(data=self.data, bases=self.bases, listen=listen, ledger=ledger))
         if service == "quantizer":

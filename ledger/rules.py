@@ -10,8 +10,6 @@ materials. So a record that names the wrong base model, or data nobody registere
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
@@ -22,6 +20,7 @@ from ledger.envelope import load_public_key
 from ledger.errors import InvalidInput, Violation
 from ledger.events import KINDS, LEDGER, ROLES, Kind
 from ledger.statement import Artifact, Event
+from ledger.strict_text import decode_base64
 
 _STREAM_FIELD = re.compile(r"\{(\w+)\}")
 # Fields that become parts of resource names, of streams and of keys; see ledger/resource_names.py.
@@ -358,10 +357,9 @@ def learn_keys(known: Known, event: Event, index: int) -> None:
 
 def _decode_key(text: Any) -> bytes | None:
     try:
-        der = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
-    except binascii.Error:
+        return (decode_base64(text.encode()) or None) if isinstance(text, str) else None
+    except ValueError:
         return None
-    return der if der and base64.b64encode(der).decode() == text else None
 
 
 def _violation(where: str, reason: str, description: str) -> Violation:

@@ -15,6 +15,7 @@ import pytest
 
 from tests.house import House
 from tests.quantizer_jobs import digest
+from tests.target import Target, attacked
 
 
 @pytest.fixture(scope="session")
@@ -77,3 +78,10 @@ def house(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     shutil.copytree(tiny_base, folder / "bases" / "tiny-base")
     with closing(House(folder / "data", folder / "bases")) as house:
         yield house
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """Services to send anything to."""
+    with attacked(tmp_path_factory.mktemp("target")) as target:
+        yield target

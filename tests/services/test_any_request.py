@@ -69,7 +69,7 @@ def check(target: Target, response: httpx.Response) -> None:
 def at(address: str, path: bytes) -> httpx.URL:
     """These very bytes as the path; only what HTTP itself has no room for is left out."""
     return httpx.URL(f"http://{address}").copy_with(
-        raw_path=b"/" + bytes(byte for byte in path.lstrip(b"/") if 32 < byte < 127)
+        raw_path=b"/" + bytes(byte for byte in path.lstrip(b"/") if 32 < byte < 127 and byte != ord("#"))
     )
 
 

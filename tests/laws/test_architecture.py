@@ -77,6 +77,7 @@ PURE = {
     "statement",
     "strict_json",
     "strict_text",
+    "strict_toml",
     "tiles",
     "verify",
     "verify_artifacts",

@@ -77,6 +77,8 @@ class Target:
         self.channels = {service: connect(address) for service, address in self.house.addresses.items()}
         event = ledger_pb2.GetEventRequest(index=12)
         self.event = self.house.ledger.GetEvent(event).event
+        first = registry_pb2.ListBaseModelsRequest(page_size=1)
+        self.token = self.house.registry.ListBaseModels(first).next_page_token
         sha256 = story._data.sha256
         names = [VERSION, "orgs/acme/models/assistant", "orgs/acme", "orgs/-", "acme/assistant", "base/tiny"]
         names += [certificate, "training-runs/run-1", "quantizations/q-1", "base-models/tiny", sha256]
@@ -103,7 +105,7 @@ class Target:
             "key": ["epochs", "learning_rate", "target_modules"],
             "value": ["1", "1e400", "[[[[", "NaN"],
             "at_time": ["2026-01-31T12:00:00Z", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"],
-            "page_token": ["1", "99999999", "bW9kZWwv", "YQ", "999999999999999999"],
+            "page_token": [self.token, "1", "99999999", "bW9kZWwv", "YQ", "999999999999999999"],
             "role": ["user", "system"],
             "request_id": ["once"],
             "reason": ["because"],

@@ -19,6 +19,9 @@ every_method = pytest.mark.parametrize(
 )
 
 
+NAMES = {method.name: (service, method) for service, method in METHODS}
+
+
 def test_every_method_that_the_services_have_is_called_here(target: Target) -> None:
     called = {method.containing_service.full_name for _, method in METHODS}
     served = set()
@@ -30,10 +33,25 @@ def test_every_method_that_the_services_have_is_called_here(target: Target) -> N
 
 
 def test_a_dataset_without_an_example_is_not_ready_even_when_few_are_enough(target: Target) -> None:
-    [method] = [method for _, method in METHODS if method.name == "CheckDataset"]
+    _, method = NAMES["CheckDataset"]
     header, _ = target.accepted["CheckDataset"]
     sent = [header, trainer_pb2.CheckDatasetRequest(chunk=b"{}")]
     assert target.check("trainer", method, [message.SerializeToString() for message in sent]) == "NOT_READY"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("List")])
+@bounded(40)
+@given(data=st.data())
+def test_a_page_token_is_one_that_was_given_or_refused(target: Target, name: str, data: st.DataObject) -> None:
+    service, method = NAMES[name]
+    [message] = target.accepted[name]
+    if "page_token" not in method.input_type.fields_by_name:
+        return
+    token = data.draw(changed(data.draw(st.sampled_from(target.words["page_token"])).encode(), target.token.encode()))
+    ask = type(message)()
+    ask.CopyFrom(message)
+    ask.page_token = token.decode(errors="replace")
+    assert target.check(service, method, [ask.SerializeToString()]) in ("", "INVALID_INPUT")
 
 
 @every_method

@@ -94,7 +94,8 @@ def test_any_question(target: Target, client: httpx.Client, path: str, changes: 
 @given(path=st.sampled_from(sorted(QUESTIONS)), data=st.data())
 def test_any_body(target: Target, client: httpx.Client, path: str, data: st.DataObject) -> None:
     good = json.dumps(QUESTIONS[path]).encode()
-    body = data.draw(changed(good, b'{"messages":[[[[[[' + b"[" * 3_000) | st.binary(max_size=50))
+    damaged = changed(good, b'{"messages":[[[[[[' + b"[" * 3_000)
+    body = data.draw(damaged | values.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=50))
     response = client.post(f"http://{target.house.http['inference']}{path}", content=body)
     check(target, response)
     assert response.status_code >= 400  # no model is loaded here, so nothing can be answered

@@ -46,6 +46,7 @@ METHODS: list[tuple[str, MethodDescriptor]] = sorted(
     key=lambda found: found[1].name.startswith(("Revoke", "Cancel")),
 )
 ANSWERS = 20  # of a stream, read before it is left
+ENDLESS = ("Watch",)  # streams that go on for ever: their first answer is enough
 SECONDS = 10.0
 REASONS = {name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()}  # noqa: SIM118 - an enum wrapper is no dict
 EVENT_FORM = ("MALFORMED_EVENT", "UNKNOWN_KIND", "EVENT_TOO_LARGE", "INVALID_SIGNATURE")
@@ -118,13 +119,13 @@ class Target:
         path = f"/{method.containing_service.full_name}/{method.name}"
         channel, calling = self.channels[service], {"timeout": SECONDS, "metadata": metadata("alice")}
         try:
-            if method.client_streaming:
-                channel.stream_unary(path)(iter(requests), **calling)
-            elif method.server_streaming:
-                answers = channel.unary_stream(path)(requests[0], **calling)
-                # A watch goes on for ever: its first answer is enough.
-                list(islice(answers, 1 if method.name.startswith("Watch") else ANSWERS))
+            if method.server_streaming:
+                stream = channel.stream_stream(path) if method.client_streaming else channel.unary_stream(path)
+                answers = stream(iter(requests) if method.client_streaming else requests[0], **calling)
+                list(islice(answers, 1 if method.name.startswith(ENDLESS) else ANSWERS))
                 answers.cancel()
+            elif method.client_streaming:
+                channel.stream_unary(path)(iter(requests), **calling)
             else:
                 channel.unary_unary(path)(requests[0], **calling)
         except grpc.RpcError as error:

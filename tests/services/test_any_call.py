@@ -30,6 +30,7 @@ def test_every_method_that_the_services_have_is_called_here(target: Target) -> N
         [answer] = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]))
         served |= {service.name for service in answer.list_services_response.service}
     assert {name for name in served if not name.startswith("grpc.")} == called
+    assert set(NAMES) == set(target.accepted), "tests/target.py says for every method what it accepts"
 
 
 def test_a_dataset_without_an_example_is_not_ready_even_when_few_are_enough(target: Target) -> None:

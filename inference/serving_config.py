@@ -27,13 +27,13 @@ import json
 import os
 import re
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ledger import strict_toml
 from ledger.errors import InvalidConfig, NotFound
 from ledger.kit.artifacts import sync_directory
 
@@ -140,8 +140,8 @@ def load(path: Path) -> Serving:
 def parse(data: bytes, source: str) -> Serving:
     """Check the text of a file called `source`. Raises InvalidConfig with source, field and reason."""
     try:
-        document = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        document = strict_toml.loads(data)
+    except ValueError as error:
         raise InvalidConfig(f"{source}: not TOML: {error}") from None
     return _Reader(source).serving(document)
 

@@ -87,7 +87,9 @@ class Certification(certification_pb2_grpc.CertificationServiceServicer):
             earlier = await self._issue(record, provenance, event_id)
         found = _record(earlier)
         if (found.org, found.model, found.version) != (org, model, version):
-            raise EventIdReused(f"request_id: {request.request_id!r} was used for {found.org}/{found.model} before")
+            raise EventIdReused(
+                f"request_id: {request.request_id[:40]!r} was used for {found.org}/{found.model} before"
+            )
         certificate = await asyncio.to_thread(self._certificate, earlier)
         return certification_pb2.IssueCertificateResponse(certificate=certificate)
 
@@ -116,7 +118,10 @@ class Certification(certification_pb2_grpc.CertificationServiceServicer):
         asked_by = caller()
         event_id = _event_id("RevokeCertificate", asked_by, request.request_id)
         issued = await asyncio.to_thread(self._find, request.name)
-        if await asyncio.to_thread(self._recorded, event_id) is None:
+        earlier = await asyncio.to_thread(self._recorded, event_id)
+        if earlier is not None and earlier.event.stream != issued.event.stream:
+            raise EventIdReused(f"request_id: {request.request_id[:40]!r} was used for {earlier.event.stream} before")
+        if earlier is None:
             if await asyncio.to_thread(self._is_revoked, issued):
                 raise RevokedMaterial(f"{request.name} is revoked already")
             record = events_pb2.CertificateRevoked(

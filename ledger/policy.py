@@ -13,13 +13,12 @@ revoked never counts.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from ledger import strict_json
+from ledger import strict_json, strict_toml
 from ledger.errors import InvalidConfig
 
 # Where evidence of a kind is found; ledger/evidence.py and ledger/provenance.py look there.
@@ -67,8 +66,8 @@ def read(data: bytes, where: str) -> Policy:
     if len(data) > MAX_POLICY:
         raise InvalidConfig(f"{where}: larger than {MAX_POLICY} bytes")
     try:
-        value = strict_json.loads(data) if data.lstrip().startswith(b"{") else tomllib.loads(data.decode())
-    except ValueError as error:  # also TOMLDecodeError and UnicodeDecodeError
+        value = strict_json.loads(data) if data.lstrip().startswith(b"{") else strict_toml.loads(data)
+    except ValueError as error:
         raise InvalidConfig(f"{where}: {error}") from None
     if not isinstance(value, dict) or set(value) - {"name", "description", "require"}:
         raise InvalidConfig(f"{where}: a policy has the fields name, description and require")

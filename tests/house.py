@@ -41,12 +41,14 @@ class Running:
     part: Part
     server: GrpcServer
     web: list[HttpServer]
+    idle: bool = False
 
     async def start(self) -> None:
         await self.server.start()
         for web in self.web:
             await web.start()
-        await self.part.start()
+        if not self.idle:
+            await self.part.start()
 
     async def stop(self) -> None:
         await self.part.stop()
@@ -60,11 +62,15 @@ class House:
     """`addresses`: service -> host:port of its gRPC; `http`: the same of its web server. Ports stay over restarts.
 
     `settings`: service -> more fields of its configuration, in force from its next start on.
+
+    `origin`: the name of a log that is there already. `working` False: what is requested is never begun.
     """
 
-    def __init__(self, data: Path, *bases: Path) -> None:
+    def __init__(self, data: Path, *bases: Path, origin: str = "", working: bool = True) -> None:
         self.data = data
         self.bases = bases
+        self.origin = origin
+        self.working = working
         self.addresses = dict.fromkeys(SERVICES, "127.0.0.1:0")
         self.http = {"ledger": "127.0.0.1:0", "inference": "127.0.0.1:0"}
         self.settings: dict[str, dict[str, Any]] = {service: {} for service in SERVICES}
@@ -128,14 +134,15 @@ class House:
     async def _make(self, service: str) -> Running:
         part = self._part(service)
         server = GrpcServer(part.servicers, Address.parse(self.addresses[service]))
-        running = Running(part, server, [HttpServer(app, address) for app, address in part.http])
+        idle = not self.working and service in ("trainer", "quantizer")
+        running = Running(part, server, [HttpServer(app, address) for app, address in part.http], idle)
         await running.start()
         return running
 
     def _part(self, service: str) -> Part:
         common = {"data": self.data, "listen": self.addresses[service], **self.settings[service]}
         if service == "ledger":
-            return LedgerPart(LedgerConfig(http=self.http[service], **common))
+            return LedgerPart(LedgerConfig(http=self.http[service], origin=self.origin, **common))
         common["ledger"] = self.addresses["ledger"]
         if service == "trainer":
             return TrainerPart(TrainerConfig(bases=self.bases, **common))

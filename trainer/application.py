@@ -81,6 +81,8 @@ class Training(LedgerApplication):
     ) -> int:
         """Index of the event that introduced these bytes under this name. Raises NotReady below the minimum."""
         asked = parse_dataset(DatasetName(org, name).resource, "dataset")
+        if not report.examples:
+            raise NotReady(f"dataset {asked} has no valid example; there is nothing to train on")
         below = report.band == "not_ready"
         if below and not accept_below_minimum:
             raise NotReady(

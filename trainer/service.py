@@ -229,5 +229,5 @@ def _local_base(base: catalog.BaseModel) -> trainer_pb2.LocalBase:
 def _run_id(name: str) -> str:
     prefix, _, run = name.rpartition("/")
     if prefix != "training-runs" or not run:
-        raise InvalidName(f"name: {name!r} does not have the form training-runs/{{run}}")
+        raise InvalidName(f"name: {name[:100]!r} does not have the form training-runs/{{run}}")
     return run

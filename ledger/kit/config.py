@@ -12,13 +12,13 @@ a plain name: `field(default="", metadata={FALLBACK: "BASE_MODELS"})`.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ledger import strict_toml
 from ledger.errors import InvalidConfig
 
 Section = TypeVar("Section")
@@ -31,10 +31,10 @@ def read_file(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        return tomllib.loads(path.read_text())
+        return strict_toml.loads(path.read_bytes())
     except OSError as error:
         raise InvalidConfig(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InvalidConfig(f"{path}: {error}") from None
 
 

@@ -14,22 +14,29 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from modelledger.ledger.v1 import events_pb2
 
-from ledger.errors import ModelLedgerError
+from ledger.errors import InvalidInput, ModelLedgerError, Violation
 
 DOMAIN = "modelledger.dev"
 USER_HEADER = "modelledger-user"
 REQUEST_HEADER = "modelledger-request-id"
+
+# A status travels in the trailers of a call, and more than 8 KiB of these some peers refuse: gRPC's own default. There
+# they hold the message twice, percent-encoded and, with the details, in base64.
+MAX_STATUS_MESSAGE = 1_500  # bytes, percent-encoded
+MAX_VIOLATIONS = 2_800  # bytes
 
 log = logging.getLogger("modelledger.calls")
 
@@ -82,7 +89,36 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else _unary_unary
             inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
             wrapped = _unary(method, inner)
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        return make(wrapped, _readable(handler.request_deserializer), handler.response_serializer)
+
+
+class _Unreadable:
+    """In the place of a request that is not a message; grpc itself would answer with the text of the exception."""
+
+
+def _readable(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Unreadable()
+
+    return read
+
+
+def _checked(request: Any) -> Any:
+    """The request of a handler: a message, or a stream of them. Raises InvalidInput; a stream does later."""
+    if isinstance(request, _Unreadable):
+        raise InvalidInput(
+            "the request is not a message of this method: its bytes are damaged or of another type, or a text in it is "
+            "not UTF-8"
+        )
+    return _each_checked(request) if isinstance(request, AsyncIterable) else request
+
+
+async def _each_checked(requests: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _checked(request)
 
 
 _unary_unary = grpc.unary_unary_rpc_method_handler
@@ -94,7 +130,7 @@ def _unary(method: str, inner: Any) -> Any:
         _call.set(context)
         started = time.perf_counter()
         try:
-            return await inner(request, context)
+            return await inner(_checked(request), context)
         except Exception as error:
             await _abort(context, method, error)
         finally:
@@ -108,7 +144,7 @@ def _stream(method: str, inner: Any) -> Any:
         _call.set(context)
         started = time.perf_counter()
         try:
-            responses = inner(request, context)
+            responses = inner(_checked(request), context)
             if inspect.isawaitable(responses):
                 await responses  # it writes to the context by itself
             else:
@@ -149,19 +185,34 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, error
 
 
 def to_status(error: ModelLedgerError) -> status_pb2.Status:
-    """An error of our tree as google.rpc.Status."""
-    details = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
-    packed = [_pack(detail) for detail in details]
+    """An error of our tree as google.rpc.Status, cut to what a call's trailers can carry."""
+    message = _shortened(error.message)
+    packed = [_pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))]
     if error.violations:
-        bad = error_details_pb2.BadRequest()
-        for violation in error.violations[:100]:
-            bad.field_violations.add(
-                field=violation.field, reason=violation.reason, description=violation.description[:500]
-            )
-        packed.append(_pack(bad))
-    code = code_pb2.Code.Value(error.code)
-    # A status travels in HTTP/2 trailers, which peers bound to a few KiB.
-    return status_pb2.Status(code=code, message=error.message[:2_000], details=packed)
+        packed.append(_pack(_bad_request(error.violations)))
+    return status_pb2.Status(code=code_pb2.Code.Value(error.code), message=message, details=packed)
+
+
+def _shortened(message: str) -> str:
+    # The message travels percent-encoded: a character is up to twelve bytes. A path may hold what is no character.
+    kept = message[:MAX_STATUS_MESSAGE].encode(errors="replace").decode()
+    while len(quote(kept)) > MAX_STATUS_MESSAGE:
+        kept = kept[: len(kept) * 3 // 4]
+    return kept if len(kept) == len(message) else kept + "…"
+
+
+def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
+    bad = error_details_pb2.BadRequest()
+    for number, violation in enumerate(violations):
+        bad.field_violations.add(
+            field=violation.field[:200], reason=violation.reason, description=violation.description[:500]
+        )
+        if bad.ByteSize() > MAX_VIOLATIONS:
+            del bad.field_violations[number:]
+            more = f"{len(violations) - number} more are not listed"
+            bad.field_violations.add(field="", reason=violation.reason, description=more)
+            break
+    return bad
 
 
 def _pack(message: Any) -> AnyMessage:

@@ -1,5 +1,21 @@
-"""Contracts hold on every database: the fixtures are in tests/databases.py."""
+"""Contracts hold on every database: most fixtures are in tests/databases.py."""
 
-from tests.databases import postgresql, postgresql_stores, sqlite_stores, store_factory
+from __future__ import annotations
+
+import pytest
+
+from ledger.store import Store
+from tests.databases import StoreFactory, postgresql, postgresql_stores, sqlite_stores, store_factory
+from tests.logs import Log
 
 __all__ = ["postgresql", "postgresql_stores", "sqlite_stores", "store_factory"]
+
+
+@pytest.fixture
+def store(store_factory: StoreFactory) -> Store:
+    return store_factory()
+
+
+@pytest.fixture
+def log(store: Store) -> Log:
+    return Log(store)

@@ -246,7 +246,7 @@ def test_refused_key_events(log: Log, event: Event, reason: str, place: str) -> 
     assert (f"envelopes[0].{place}", reason) in {(v.field, v.reason) for v in caught.value.violations}
 
 
-@pytest.mark.parametrize("key", ["", "AAAA", "not base64", base64.b64encode(b"\x00" * 91).decode()])
+@pytest.mark.parametrize("key", ["", "AAAA", "not base64", "bås64", base64.b64encode(b"\x00" * 91).decode()])
 def test_what_is_no_key_is_not_enrolled(log: Log, key: str) -> None:
     event = enrolment("new", signer(70), "trainer")
     event = replace(event, data={**event.data, "publicKey": key})

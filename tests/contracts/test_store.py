@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 
 from ledger import envelope, statement
 from ledger.checkpoint import open_checkpoint
@@ -18,21 +16,9 @@ from ledger.errors import EventIdReused, ModelLedgerError, NotFound, Overloaded,
 from ledger.merkle import consistency_proof, inclusion_proof, leaf_hash, root, verify_consistency, verify_inclusion
 from ledger.sequencer import Sequencer
 from ledger.store import Store
-from ledger.view_store import ViewMoved
-from ledger.views import ViewRunner
 from tests.audit import verify_whole_log
 from tests.databases import StoreFactory
-from tests.logs import ACTORS, Log, artifact, enrolment, event_of, in_process, signed, signer
-
-
-@pytest.fixture
-def store(store_factory: StoreFactory) -> Store:
-    return store_factory()
-
-
-@pytest.fixture
-def log(store: Store) -> Log:
-    return Log(store)
+from tests.logs import ACTORS, Log, artifact, event_of, signed
 
 
 async def _all_at_once(sequencer: Sequencer, requests: Sequence[Sequence[bytes]]) -> list[Appended | BaseException]:
@@ -244,98 +230,6 @@ def test_every_violation_is_reported_at_once(log: Log) -> None:
     }
 
 
-# Two processes on one database
-
-
-def test_a_second_store_sees_what_the_first_wrote_when_it_writes(log: Log, store_factory: StoreFactory) -> None:
-    other = Log(store_factory.reopen(log.store))
-    for number in range(40):
-        writer = (log, other)[number % 2]
-        assert writer.append(writer.dataset(f"s{number}")).indexes == (number + 7,)
-    assert verify_whole_log(log.store) == other.store.head.size == 47
-
-
-def test_two_writers_at_once_do_not_fork_the_log(log: Log, store_factory: StoreFactory) -> None:
-    other = in_process(Committer(store_factory.reopen(log.store)))
-
-    async def both() -> None:
-        mine, theirs = log.datasets(60), log.datasets(60, start=60)
-        await asyncio.gather(
-            *(log.sequencer.append([entry]) for entry in mine), *(other.append([entry]) for entry in theirs)
-        )
-        await asyncio.gather(log.sequencer.close(), other.close())
-
-    asyncio.run(both())
-    assert verify_whole_log(log.store) == 127
-
-
-def test_an_actor_enrolled_through_one_process_may_write_through_another(log: Log, store_factory: StoreFactory) -> None:
-    other = Log(store_factory.reopen(log.store))
-    key = signer(77)
-    log.append(signed(enrolment("trainer-2", key, "trainer"), ACTORS["ledger"]))
-    data = {**_FAQ, "name": "z"}
-    event = other.event("trainer-2", "DatasetRegistered", "datasets/acme/z", [artifact("datasets/acme/z")], data)
-    other.append(signed(event, key))
-    verify_whole_log(log.store)
-
-
-def test_many_processes_may_open_a_new_database_at_once(store_factory: StoreFactory) -> None:
-    url = store_factory.url_of(store_factory())
-    stores = [store_factory.open(url) for _ in range(3)]
-    assert [store.head.size for store in stores] == [0, 0, 0]
-
-
-def test_a_view_is_not_folded_twice_by_two_processes(log: Log, store_factory: StoreFactory) -> None:
-    log.append(log.base(), log.dataset(), *log.training())
-    other = store_factory.reopen(log.store)
-    folded: list[int] = []
-    views = [
-        ViewRunner(store, "counting", lambda event, index, rows: folded.append(index)) for store in (log.store, other)
-    ]
-    for _ in range(2):
-        for view in views:
-            with contextlib.suppress(ViewMoved):
-                view._fold_batch()
-    assert folded == list(range(log.store.head.size))
-    assert log.store.head.size == other.head.size
-
-
-def test_another_process_sees_what_was_committed_when_it_looks(log: Log, store_factory: StoreFactory) -> None:
-    other = store_factory.reopen(log.store)
-    log.append(log.dataset())
-    assert other.head.size == log.store.head.size - 1
-    other.refresh()
-    assert other.head.checkpoint == log.store.head.checkpoint
-
-
-# Immutability
-
-
-IMMUTABLE = ["events", "tiles", "checkpoints", "introductions", "revocations"]
-
-
-def _refuses_all(stores: StoreFactory, template: str) -> None:
-    log = Log(stores())
-    log.append(*log.history(), *log.datasets(256))
-    columns = {"tiles": "hashes", "events": "entry", "checkpoints": "note"}
-    for table in IMMUTABLE:
-        statement = text(template.format(table=table, column=columns.get(table, "sha256")))
-        with log.store._writer.connect() as connection:
-            with pytest.raises(DBAPIError, match=f"{table} are never changed"):
-                connection.execute(statement)
-            connection.rollback()
-    verify_whole_log(log.store)
-
-
-@pytest.mark.parametrize("template", ["UPDATE {table} SET {column} = {column}", "DELETE FROM {table}"])
-def test_the_database_refuses_to_change_what_is_written(store_factory: StoreFactory, template: str) -> None:
-    _refuses_all(store_factory, template)
-
-
-def test_postgresql_refuses_to_truncate(postgresql_stores: StoreFactory) -> None:
-    _refuses_all(postgresql_stores, "TRUNCATE {table}")
-
-
 _WITHDRAWAL = ("base-models/tiny", [artifact("base-models/tiny")], {"key": "tiny", "reason": "licence"})
 
 
@@ -420,73 +314,6 @@ def test_listeners_and_waiters_hear_of_a_commit(log: Log) -> None:
     log.append(log.dataset())
     assert log.store.wait(size, timeout=0.01)
     assert [head.size for head in heads] == [size + 1]
-
-
-# Views
-
-
-def test_view_rows_scan_by_bytes(store: Store) -> None:
-    keys = ["a/B", "a/a", "a/Z", "a/é", "a/_", "a/10", "a/9", "b/1", "A/1", "a0"]
-    with store.view("v", write=True) as rows:
-        for key in keys:
-            rows.put(key, key.encode())
-        rows.put("a/9", b"again")
-        rows.advance(1)
-    inside = sorted((key for key in keys if key.startswith("a/")), key=str.encode)
-    with store.view("v") as rows:
-        found = rows.scan("a/")
-        assert [key for key, _ in found] == inside
-        assert dict(found)["a/9"] == b"again"
-        assert [key for key, _ in rows.scan("a/", descending=True)] == inside[::-1]
-        assert [key for key, _ in rows.scan("a/", after=inside[2], limit=2)] == inside[3:5]
-        assert [key for key, _ in rows.scan("a/", after=inside[2], descending=True)] == inside[1::-1]
-        assert len(rows.scan("")) == len(keys)
-        assert rows.get("a/9") == b"again"
-        assert rows.get("nothing") is None
-
-
-def test_a_view_and_its_position_change_together_or_not_at_all(store: Store) -> None:
-    with store.view("v", write=True) as rows:
-        rows.put("k", b"1")
-        rows.advance(1)
-
-    def fail_half_way() -> None:
-        with store.view("v", write=True) as rows:
-            rows.put("k", b"2")
-            rows.advance(2)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail_half_way()
-    with store.view("v") as rows, store.view("other") as other:
-        assert (rows.get("k"), rows.next_position) == (b"1", 1)
-        assert (other.get("k"), other.next_position) == (None, 0)
-
-
-def test_a_reader_of_a_view_keeps_its_snapshot(store: Store) -> None:
-    with store.view("v", write=True) as rows:
-        rows.put("k", b"1")
-        rows.advance(1)
-    with store.view("v") as reader:
-        assert reader.get("k") == b"1"
-        with store.view("v", write=True) as writer:
-            writer.put("k", b"2")
-            writer.advance(5)
-        assert (reader.get("k"), reader.next_position) == (b"1", 1)
-    with store.view("v") as reader:
-        assert (reader.get("k"), reader.next_position) == (b"2", 5)
-
-
-def test_clear_forgets_one_view(store: Store) -> None:
-    for name in ("v", "w"):
-        with store.view(name, write=True) as rows:
-            rows.put("k", b"1")
-            rows.advance(3)
-    with store.view("v", write=True) as rows:
-        rows.clear()
-    with store.view("v") as cleared, store.view("w") as kept:
-        assert (cleared.scan(""), cleared.next_position) == ([], 0)
-        assert (kept.scan(""), kept.next_position) == ([("k", b"1")], 3)
 
 
 def test_unknown_material_is_the_reason_not_the_lost_race(log: Log) -> None:

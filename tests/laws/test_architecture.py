@@ -98,6 +98,7 @@ PURE = {
     "statement",
     "strict_json",
     "strict_text",
+    "strict_toml",
     "tiles",
     "trust",
     "trust_policy",

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
 import tomllib
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 from modelledger import __version__, cli
-from modelledger.bundle_download import save
-from modelledger.cli import COMMANDS, up
+from modelledger.cli import COMMANDS
 from modelledger.cli.progress import follow_run
 from modelledger.cli.session import Session, size_text
-from modelledger.ledger.v1 import certification_pb2, events_pb2
+from modelledger.ledger.v1 import events_pb2
 from modelledger.names import model_name, version_resource
 from modelledger.trainer.v1 import trainer_pb2
 
-from ledger.errors import AlreadyExists, Damaged, DamagedLog, InvalidConfig, InvalidName, Refused, Violation
-from ledger.kit.config import read_file
+from ledger.errors import DamagedLog, InvalidName, Refused, Violation
 
 ROOT = Path(__file__).parent.parent.parent
+
+
 # Reads, so that a program can use its answer; the others start something or print something that is no record.
 WITHOUT_JSON = {"demo", "completion", "log key", "log show", "log proof"}
 
@@ -276,110 +274,3 @@ def test_each_epoch_is_told_once_and_the_last_state_is_handed_back(capsys: pytes
     assert err.splitlines() == ["b: epoch 1/2, training loss 1", "b: epoch 2/2, training loss 0.5"]
     with pytest.raises(click.ClickException):
         follow_run(iter(()))
-
-
-# Bundles to disk
-
-
-def _pieces(*files: tuple[str, bytes]) -> Iterator[certification_pb2.DownloadBundleResponse]:
-    for path, content in files:
-        for start in range(0, max(len(content), 1), 3):
-            yield certification_pb2.DownloadBundleResponse(path=path, chunk=content[start : start + 3])
-
-
-FILES = (("manifest.json", b"{}"), ("artifacts/a/b.bin", b"0123456789"), ("empty", b""))
-
-
-def test_a_bundle_becomes_a_folder_or_a_zip(tmp_path: Path) -> None:
-    assert save(_pieces(*FILES), tmp_path / "new" / "cert") == [path for path, _ in FILES]
-    for path, content in FILES:
-        assert (tmp_path / "new" / "cert" / path).read_bytes() == content
-    save(_pieces(*FILES), tmp_path / "cert.zip")
-    with zipfile.ZipFile(tmp_path / "cert.zip") as archive:
-        assert {name: archive.read(name) for name in archive.namelist()} == dict(FILES)
-
-
-@pytest.mark.parametrize("path", ["../x", "/x", "a/../../x", "", "a//b", "a\\..\\b"])
-@pytest.mark.parametrize("out", ["cert", "cert.zip"])
-def test_a_path_that_leaves_the_bundle_is_refused_and_nothing_is_left(tmp_path: Path, path: str, out: str) -> None:
-    with pytest.raises(Damaged):
-        save(_pieces(("good", b"x"), (path, b"bad")), tmp_path / "in" / out)
-    assert list((tmp_path / "in").iterdir()) == []
-
-
-def test_a_bundle_is_never_written_over_or_left_half(tmp_path: Path) -> None:
-    save(_pieces(*FILES), tmp_path / "cert")
-    with pytest.raises(AlreadyExists):
-        save(_pieces(*FILES), tmp_path / "cert")
-
-    def breaks() -> Iterator[certification_pb2.DownloadBundleResponse]:
-        yield from _pieces(*FILES)
-        raise ConnectionError
-
-    with pytest.raises(ConnectionError):
-        save(breaks(), tmp_path / "other")
-    with pytest.raises(Damaged):
-        save(_pieces(*FILES, ("again", b""), FILES[0]), tmp_path / "other")
-    with pytest.raises(Damaged):
-        save(_pieces(), tmp_path / "other")
-    assert [path.name for path in tmp_path.iterdir()] == ["cert"]
-
-
-# One process, four configurations
-
-
-def _configs(tmp_path: Path, text: str = "", data: Path | None = None, **environment: str) -> up.Configs:
-    file = tmp_path / "modelledger.toml"
-    file.write_text(text)
-    return up.read_configs(file, data, (), environment)
-
-
-def test_all_services_share_the_data_directory_and_the_ledgers_address(tmp_path: Path) -> None:
-    configs = _configs(tmp_path, '[ledger]\nlisten = "127.0.0.1:6000"\n', tmp_path / "d")
-    assert {c.data for c in (configs.ledger, configs.trainer, configs.quantizer, configs.inference)} == {tmp_path / "d"}
-    assert {c.ledger for c in (configs.trainer, configs.quantizer, configs.inference)} == {"127.0.0.1:6000"}
-    assert configs.trainer.bases == configs.quantizer.bases == (tmp_path / "d" / "base-models",)
-
-
-def test_port_0_is_resolved_before_the_services_are_told(tmp_path: Path) -> None:
-    configs = _configs(tmp_path, MODELLEDGER_LEDGER_LISTEN="127.0.0.1:0")
-    assert not configs.ledger.listen.endswith(":0")
-    assert configs.trainer.ledger == configs.ledger.listen
-
-
-def test_a_service_keeps_what_its_section_names(tmp_path: Path) -> None:
-    text = '[ledger]\ndata = "a"\nlisten = "[::1]:7"\n[trainer]\nledger = "ledger.example:1"\nbases = ["/b"]\n'
-    configs = _configs(tmp_path, text, MODELLEDGER_INFERENCE_DATA="c")
-    assert (configs.trainer.ledger, configs.trainer.data) == ("ledger.example:1", Path("a"))
-    assert (configs.quantizer.ledger, configs.inference.data) == ("[::1]:7", Path("c"))
-    assert configs.quantizer.bases == (Path("/b"),)
-
-
-def test_base_models_of_the_plain_environment_are_the_last_resort(tmp_path: Path) -> None:
-    section = '[trainer]\nbase_models = "file"\n'
-    both = {"MODELLEDGER_TRAINER_BASE_MODELS": "ours", "BASE_MODELS": "plain,other"}
-    assert _configs(tmp_path, section, **both).trainer.base_models == "ours"
-    assert _configs(tmp_path, section, BASE_MODELS="plain").trainer.base_models == "file"
-    assert _configs(tmp_path, BASE_MODELS="plain,other").trainer.base_models == "plain,other"
-    assert _configs(tmp_path, MODELLEDGER_TRAINER_BASE_MODELS="", BASE_MODELS="plain").trainer.base_models == "plain"
-    assert _configs(tmp_path).trainer.base_models == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [("[traner]\n", "traner"), ("[ledger]\nlissten = 'x'\n", "lissten"), ("[ledger", "modelledger.toml")],
-)
-def test_a_wrong_configuration_is_refused_with_file_and_field(tmp_path: Path, text: str, named: str) -> None:
-    with pytest.raises(InvalidConfig, match=named) as caught:
-        _configs(tmp_path, text)
-    assert "modelledger.toml" in caught.value.message
-    with pytest.raises(InvalidConfig):
-        read_file(tmp_path / "absent.toml")
-
-
-def test_two_on_one_data_directory_are_refused(tmp_path: Path) -> None:
-    refused = pytest.raises(Refused, match=rf"in use by another modelledger \(process {os.getpid()}\)")
-    with up._only_one(tmp_path / "data"), refused:
-        up._only_one(tmp_path / "data").__enter__()
-    with up._only_one(tmp_path / "data"):
-        pass

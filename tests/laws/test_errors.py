@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
+from hypothesis import given
+from hypothesis import strategies as st
 from modelledger.ledger.v1 import error_reason_pb2
 
 from ledger import errors
 from ledger.errors import BY_REASON, ModelLedgerError, Violation, all_errors
+from ledger.kit.interceptors import to_status
 
 TREE = list(all_errors())
 PROTO = Path(__file__).parents[2] / "protos/modelledger/ledger/v1/error_reason.proto"
@@ -53,3 +59,32 @@ def test_an_error_carries_its_violations_and_metadata() -> None:
     error = errors.NotFound("nothing there", violations=[violation], metadata={"id": "7"})
     assert (str(error), error.violations, error.metadata) == ("nothing there", (violation,), {"id": "7"})
     assert str(violation) == "a.b: is missing"
+
+
+# Above it gRPC refuses trailers by chance, and twice above always; names of other headers need a little.
+TRAILERS = 8 * 1024 - 300
+
+messages = st.builds(lambda text, times: text * times, st.text(min_size=1, max_size=9), st.integers(0, 4_000))
+violations = st.builds(lambda text, times: [Violation(text, "NOT_FOUND", text)] * times, messages, st.integers(0, 200))
+
+
+@given(messages, violations)
+def test_a_status_fits_into_the_trailers_of_a_call(message: str, found: list[Violation]) -> None:
+    status = to_status(errors.InvalidInput(message, violations=found))
+    assert len(quote(status.message)) + len(base64.b64encode(status.SerializeToString())) < TRAILERS
+    assert status.message in (message, message[: len(status.message) - 1] + "…")
+    assert status.message == message or len(quote(message)) > 1_000
+
+
+def test_a_path_that_is_no_unicode_text_has_a_status() -> None:
+    assert to_status(errors.InvalidInput("folder \udcff is wrong")).message == "folder ? is wrong"
+
+
+def test_what_a_status_leaves_out_is_counted() -> None:
+    found = [Violation(f"field {number}", "NOT_FOUND", "x" * 100) for number in range(200)]
+    bad = error_details_pb2.BadRequest()
+    assert to_status(errors.InvalidInput("no", violations=found)).details[1].Unpack(bad)
+    told = len(bad.field_violations) - 1
+    assert [violation.field for violation in bad.field_violations[:told]] == [v.field for v in found[:told]]
+    assert bad.field_violations[told].description == f"{200 - told} more are not listed"
+    assert told > 10

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -29,7 +25,6 @@ from ledger.merkle import (
     verify_inclusion,
 )
 
-VECTORS = Path(__file__).parent.parent / "vectors"
 BIG = 66_000  # beyond 256 * 256, so three levels of tiles
 LEAVES = [leaf_hash(i.to_bytes(4, "big")) for i in range(BIG)]
 REFUSALS = "no leaf|leads to|too (long|short)|no consistency|different roots|must be empty|is empty|bytes"
@@ -95,51 +90,6 @@ def naive_subproof(m: int, leaves: Sequence[bytes], complete: bool = True) -> li
     if m <= k:
         return [*naive_subproof(m, leaves[:k], complete), mth(leaves[k:])]
     return [*naive_subproof(m - k, leaves[k:], False), mth(leaves[:k])]
-
-
-def published(name: str) -> list[Any]:
-    lines = (VECTORS / f"rfc6962_{name}.jsonl").read_text().splitlines()
-    return [pytest.param(case, id=case["case"]) for case in map(json.loads, lines)]
-
-
-def hashes(proof: list[str] | None) -> list[bytes]:
-    return [base64.b64decode(value) for value in proof or []]
-
-
-@pytest.mark.parametrize("case", published("inclusion"))
-def test_published_inclusion(case: dict[str, Any]) -> None:
-    arguments = (
-        base64.b64decode(case["leafHash"] or ""),
-        case["leafIdx"],
-        case["treeSize"],
-        hashes(case["proof"]),
-        base64.b64decode(case["root"] or ""),
-    )
-    if case["wantErr"]:
-        with pytest.raises(ValueError, match=REFUSALS):
-            verify_inclusion(*arguments)
-    else:
-        verify_inclusion(*arguments)
-
-
-@pytest.mark.parametrize("case", published("consistency"))
-def test_published_consistency(case: dict[str, Any]) -> None:
-    arguments = (
-        case["size1"],
-        case["size2"],
-        base64.b64decode(case["root1"] or ""),
-        base64.b64decode(case["root2"] or ""),
-        hashes(case["proof"]),
-    )
-    if case["wantErr"]:
-        with pytest.raises(ValueError, match=REFUSALS):
-            verify_consistency(*arguments)
-    else:
-        verify_consistency(*arguments)
-
-
-def test_all_published_cases_are_here() -> None:
-    assert len(published("inclusion")) == len(published("consistency")) == 98
 
 
 def test_known_answers() -> None:

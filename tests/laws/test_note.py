@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -30,8 +27,6 @@ from ledger.note import (
 from ledger.proof_file import LogProof, MalformedProof, NotIncluded, encode_proof, parse_proof, verify_proof
 from ledger.strict_text import decode_any_base64, decode_base64, decode_decimal, encode_base64
 
-NOTES = json.loads((Path(__file__).parent.parent / "vectors" / "notes.json").read_text())
-
 LOG = LogSigner("modelledger.example/log", Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
 OTHER = LogSigner("modelledger.example/other", Ed25519PrivateKey.from_private_bytes(bytes([1]) * 32))
 WITNESS = Cosigner("witness.example/w1", Ed25519PrivateKey.from_private_bytes(bytes([3]) * 32))
@@ -40,20 +35,6 @@ ROOT = leaf_hash(b"x")
 lines = st.text(st.characters(min_codepoint=0x20, exclude_categories=["Cs"]), max_size=30)
 texts = st.lists(lines, min_size=1, max_size=6).map(lambda parts: "".join(f"{part}\n" for part in parts).encode())
 nonempty = lines.filter(bool)
-
-
-@pytest.mark.parametrize("case", NOTES, ids=lambda case: case["desc"])
-def test_note_vectors(case: dict[str, Any]) -> None:
-    verifiers = [Verifier.parse(vkey) for vkey in case["vkeys"]]
-    assert [verifier.vkey() for verifier in verifiers] == case["vkeys"]
-    if "error" in case:
-        with pytest.raises(NoteError) as caught:
-            open_note(case["note"].encode(), verifiers)
-        assert caught.value.kind == case["error"]
-    else:
-        note = open_note(case["note"].encode(), verifiers)
-        assert note.text == case["text"].encode()
-        assert [[found.verifier.name, found.timestamp] for found in note.signatures] == case["signers"]
 
 
 @given(texts)

@@ -42,6 +42,9 @@ def test_at_least_counts() -> None:
         (document(more=1), "fields"),
         (b"{", "p.json"),
         (b"name = ", "p.json"),
+        (b"name = " + b"[" * 60_000, "nested too deep"),
+        (b"name = 1" + b"0" * 6_000, "p.json"),
+        (b"a = 1\n" + b"a." * 101 + b"a = 1", "line 2 has more than 100 dots"),
         (b"\xff", "p.json"),
     ],
 )

@@ -103,6 +103,7 @@ def test_defaults_and_names_are_as_documented() -> None:
     ("text", "field", "reason"),
     [
         ("default = ", None, "not TOML"),
+        ("default = 1" + "0" * 6_000, None, "not TOML"),
         ("a = 1", "a", "unknown field"),
         (GOOD.replace("enabled = false", "enabled = false\nenable = true"), "models[1].enable", "unknown field"),
         (GOOD.replace("context", "contxt"), "engine.contxt", "unknown field"),

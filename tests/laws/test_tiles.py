@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,44 +9,8 @@ from hypothesis import strategies as st
 from ledger.merkle import Tile
 from ledger.tiles import bundle_path, decode_bundle, encode_bundle, parse_bundle_path, parse_tile_path, tile_path
 
-VECTORS = Path(__file__).parent.parent / "vectors"
-PATHS = json.loads((VECTORS / "tile_paths.json").read_text())
-BUNDLES = json.loads((VECTORS / "bundles.json").read_text())
-
 indexes = st.one_of(st.integers(0, 2_000), st.integers(0, 2**55 - 1))
 widths = st.integers(1, 256)
-
-
-@pytest.mark.parametrize("case", PATHS, ids=lambda case: case["path"])
-def test_path_vectors(case: dict[str, Any]) -> None:
-    path = case["path"]
-    if "error" in case:
-        for parse in (parse_tile_path, parse_bundle_path):
-            with pytest.raises(ValueError, match="path"):
-                parse(path)
-    elif case["level"] == "entries":
-        assert parse_bundle_path(path) == (case["index"], case["width"])
-        assert bundle_path(case["index"], case["width"]) == path
-        with pytest.raises(ValueError, match="level must be a number"):
-            parse_tile_path(path)
-    else:
-        tile = Tile(case["level"], case["index"], case["width"])
-        assert parse_tile_path(path) == tile
-        assert tile_path(tile) == path
-        with pytest.raises(ValueError, match="tile/entries/"):
-            parse_bundle_path(path)
-
-
-@pytest.mark.parametrize("case", BUNDLES, ids=lambda case: case.get("error", case["bundle"][:20]))
-def test_bundle_vectors(case: dict[str, Any]) -> None:
-    bundle = base64.b64decode(case["bundle"])
-    if "error" in case:
-        with pytest.raises(ValueError, match="bundle"):
-            decode_bundle(bundle)
-    else:
-        entries = [base64.b64decode(entry) for entry in case["entries"]]
-        assert decode_bundle(bundle) == entries
-        assert encode_bundle(entries) == bundle
 
 
 @given(level=st.integers(0, 63), index=indexes, width=widths)

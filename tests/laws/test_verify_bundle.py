@@ -6,80 +6,27 @@ import base64
 import json
 import random
 import shutil
-import stat
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from modelledger.ledger.v1 import events_pb2 as events
 
-from ledger import bundle, bundle_writer, evidence, manifest, model_signature, possession
+from ledger import bundle, evidence, possession
 from ledger import envelope as dsse
 from ledger.bundle import MANIFEST, SEAL
-from ledger.bundle_files import write_folder, write_zip
 from ledger.errors import InvalidConfig
-from ledger.kit.artifacts import scan_directory
-from ledger.kit.keys import FileSigner
 from ledger.policy import shipped
 from ledger.report import Report
 from ledger.statement import Artifact
 from ledger.trust import Trust
 from ledger.verify import read_trust, verify_bundle
 from ledger.writing import Row
+from tests.bundles import certificate_time, files_of, found, reseal, stranger, write
 from tests.certified import Certified
-
-
-@pytest.fixture(scope="module")
-def certified(tmp_path_factory: pytest.TempPathFactory) -> Certified:
-    world = Certified(tmp_path_factory.mktemp("log"))
-    world.issue()
-    return world
-
-
-@pytest.fixture(scope="module")
-def original(certified: Certified, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return certified.download(certified.certificate.name, tmp_path_factory.mktemp("download") / "bundle")
-
-
-@pytest.fixture
-def copy(original: Path, tmp_path: Path) -> Path:
-    shutil.copytree(original, tmp_path / "bundle")
-    return tmp_path / "bundle"
-
-
-@pytest.fixture
-def audit(certified: Certified) -> Callable[..., Report]:
-    return lambda path, *artifacts: verify_bundle(path, [certified.store.signer.vkey()], artifacts)
-
-
-def files_of(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def found(report: Report, where: str = "") -> set[str]:
-    return {check.reason for check in report.failures if where in check.where}
-
-
-def stranger() -> FileSigner:
-    key = ec.generate_private_key(ec.SECP256R1())
-    der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return FileSigner(key, der, dsse.key_id(key.public_key()))
-
-
-def reseal(folder: Path, certified: Certified, signer: FileSigner | None = None) -> None:
-    """Make manifest.json and its signature fit whatever the folder holds now."""
-    entries = [entry for entry in scan_directory(folder) if entry.path not in (MANIFEST, SEAL)]
-    listing = manifest.encode(entries)
-    (folder / MANIFEST).write_bytes(listing)
-    record, store = certified.certificate.record, certified.store
-    payload = bundle.seal_payload(listing, record.certificate, store.signer.name, store.head.size)
-    (folder / SEAL).write_bytes(dsse.sign(payload, [signer or certified.signers["certification"]]))
 
 
 def test_unchanged_is_valid_and_says_what_it_certifies(original: Path, audit: Callable[..., Report]) -> None:
@@ -91,10 +38,6 @@ def test_unchanged_is_valid_and_says_what_it_certifies(original: Path, audit: Ca
     assert list(told["dataset"]) == ["datasets/acme/faq-sv"]
     assert (told["run"], told["quantizations"], told["asked_by"]) == ("run-1", ["q-1"], "local:alice")
     assert told["issued"] == certificate_time(original)
-
-
-def certificate_time(folder: Path) -> str:
-    return json.loads((folder / "ledger_proof.json").read_bytes())["timestamp"]
 
 
 def test_needs_nothing_of_the_services() -> None:
@@ -248,128 +191,6 @@ def test_proof_of_another_statement(copy: Path, audit: Callable[..., Report], ce
     assert "malformed-proof" in found(audit(copy), one.name)
 
 
-def test_zip_form(original: Path, audit: Callable[..., Report], tmp_path: Path) -> None:
-    archive = tmp_path / "bundle.zip"
-    write_zip(((name, (original / name).read_bytes()) for name in files_of(original)), archive)
-    assert audit(archive).ok
-    contents = {name: (original / name).read_bytes() for name in files_of(original)}
-    data, draw = archive.read_bytes(), random.Random(3)
-    broken = tmp_path / "broken.zip"
-    for _ in range(150):
-        changed = bytearray(data)
-        changed[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-        broken.write_bytes(changed)
-        # Some bytes of a zip say nothing about its files (dates, flags of the making system).
-        assert not audit(broken).ok or unpacked(broken) == contents
-
-
-def unpacked(path: Path) -> dict[str, bytes]:
-    with zipfile.ZipFile(path) as archive:
-        return {info.filename: archive.read(info) for info in archive.infolist()}
-
-
-@pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "a\\..\\evil"])
-def test_paths_that_leave_the_bundle(name: str, audit: Callable[..., Report], tmp_path: Path) -> None:
-    archive = tmp_path / "evil.zip"
-    with zipfile.ZipFile(archive, "w") as made:
-        made.writestr(name, b"x")
-    assert found(audit(archive)) == {"unsafe-path"}
-    with pytest.raises(Exception, match="not a plain relative path"):
-        write_folder([(name, b"x")], tmp_path / "out")
-
-
-def test_harmful_archives(audit: Callable[..., Report], tmp_path: Path) -> None:
-    archive = tmp_path / "bomb.zip"
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as made:
-        made.writestr("artifacts/zeros", bytes(100 << 20))
-    assert found(audit(archive)) == {"zip-bomb"}
-    link = zipfile.ZipInfo("README.md")
-    link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    archive = tmp_path / "link.zip"
-    with zipfile.ZipFile(archive, "w") as made:
-        made.writestr(link, "/etc/passwd")
-    assert found(audit(archive)) == {"unsafe-path"}
-    (tmp_path / "no.zip").write_bytes(b"not a zip")
-    assert found(audit(tmp_path / "no.zip")) == {"not-a-bundle"}
-    assert [check.status for check in audit(tmp_path / "nothing").failures] == ["MISSING"]
-    (tmp_path / "empty").mkdir()
-    assert not audit(tmp_path / "empty").ok
-
-
-def test_symbolic_link_in_a_folder(copy: Path, audit: Callable[..., Report]) -> None:
-    (copy / "README.md").unlink()
-    (copy / "README.md").symlink_to("/etc/passwd")
-    assert found(audit(copy)) == {"unsafe-path"}
-
-
-def test_local_artifacts(original: Path, certified: Certified, audit: Callable[..., Report], tmp_path: Path) -> None:
-    files = tmp_path / "files"
-    shutil.copytree(certified.files, files)
-    paths = [
-        files / "datasets/acme/faq-sv",
-        files / "adapters/run-1/tiny",
-        files / "adapters/run-1/tiny/adapter_model.safetensors",
-        files / "base-models/tiny",
-        files / "gguf/q-1/assistant.Q8_0.gguf",
-        original / "artifacts",
-    ]
-    assert audit(original, *paths).ok
-    for changed in (
-        files / "datasets/acme/faq-sv",
-        files / "adapters/run-1/tiny/adapter_model.safetensors",
-        files / "base-models/tiny/model.safetensors",
-        files / "gguf/q-1/assistant.Q8_0.gguf",
-    ):
-        content = changed.read_bytes()
-        changed.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        failures = audit(original, *paths).failures
-        assert failures
-        assert {(check.where, check.status) for check in failures} == {(str(changed), "INVALID")}
-        changed.write_bytes(content)
-    lost = files / "base-models/tiny/config.json"
-    lost.unlink()
-    assert [(c.where, c.status) for c in audit(original, *paths).failures] == [(str(lost), "MISSING")]
-    lost.write_bytes(b"{}")
-    added = files / "adapters/run-1/tiny/extra"
-    added.write_bytes(b"")
-    assert [(c.where, c.reason) for c in audit(original, *paths).failures] == [(str(added), "extra-file")]
-    gone = tmp_path / "gone"
-    assert [(c.where, c.status) for c in audit(original, gone).failures] == [(str(gone), "MISSING")]
-
-
-def test_without_artifacts(certified: Certified, audit: Callable[..., Report], tmp_path: Path) -> None:
-    folder = certified.download(certified.certificate.name, tmp_path / "bundle", include_artifacts=False)
-    assert not (folder / "artifacts").exists()
-    assert audit(folder, certified.files / "adapters/run-1/tiny").ok
-
-
-def test_same_checkpoint_same_files(certified: Certified, original: Path, tmp_path: Path) -> None:
-    again = certified.download(certified.certificate.name, tmp_path / "again")
-    different = {n for n in files_of(original) if (original / n).read_bytes() != (again / n).read_bytes()}
-    # An ECDSA signature is never the same twice; manifest.json names the signed file's digest.
-    assert different <= {"model.sig", MANIFEST, SEAL}
-    assert files_of(again) == files_of(original)
-
-
-def test_model_signing_accepts_the_signature(original: Path, copy: Path) -> None:
-    """The OpenSSF tool itself, over the artifacts folder."""
-    command = [sys.executable, "-m", "model_signing", "verify", "key", str(copy / "artifacts")]
-    command += ["--signature", str(original / "model.sig"), "--public_key", str(original / "certification_key.pem")]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
-    changed = copy / "artifacts/gguf/q-1/assistant.Q8_0.gguf"
-    changed.write_bytes(changed.read_bytes()[:-1])
-    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
-
-
-def test_bill_of_materials_is_cyclonedx(original: Path) -> None:
-    from cyclonedx.schema import SchemaVersion
-    from cyclonedx.validation.json import JsonStrictValidator
-
-    text = (original / "mlbom.cdx.json").read_text()
-    assert JsonStrictValidator(SchemaVersion.V1_7).validate_str(text) is None
-    assert JsonStrictValidator(SchemaVersion.V1_7).validate_str(text.replace('"CycloneDX"', '"Other"')) is not None
-
-
 def test_wrong_immutable_hash(tmp_path: Path) -> None:
     """A certificate whose own record is wrong is not valid, though it is signed and in the log."""
     world = Certified(tmp_path)
@@ -381,18 +202,6 @@ def test_wrong_immutable_hash(tmp_path: Path) -> None:
     certificate = evidence.statement_of(world.store.get(index))
     report = verify_bundle(write(world, certificate, tmp_path / "out"), [world.store.signer.vkey()])
     assert found(report) == {"stale-hash", "wrong-subject", "wrong-material"}
-
-
-def write(world: Certified, certificate: bundle.Statement, folder: Path, signer: FileSigner | None = None) -> Path:
-    files = bundle_writer.write(
-        world.store,
-        world.artifacts,
-        signer or world.signers["certification"],
-        certificate,
-        include_artifacts=False,
-    )
-    write_folder(((file.path, file.content) for file in files if isinstance(file.content, bytes)), folder)
-    return folder
 
 
 def test_keys_rotated_and_revoked(tmp_path: Path) -> None:
@@ -465,29 +274,6 @@ def test_nothing_is_added_to_the_seal(change: str, copy: Path, audit: Callable[.
     assert found(audit(copy)) == {"changed-file"}
 
 
-def test_what_the_model_signature_must_be(copy: Path, audit: Callable[..., Report], certified: Certified) -> None:
-    """Each sealed again with the real key."""
-    signer, signature = certified.signers["certification"], copy / bundle.MODEL_SIGNATURE
-    signature.write_bytes(model_signature.sign("m", [("a", "0" * 64)], signer))
-    reseal(copy, certified)
-    assert found(audit(copy)) == {"stale-hash"}
-    signature.write_bytes(model_signature.sign("m", [("a", "0" * 64)], stranger()))
-    reseal(copy, certified)
-    assert found(audit(copy)) == {"invalid-signature"}
-    (copy / bundle.KEY).write_bytes(model_signature.public_key_pem(stranger().public_key_der))
-    reseal(copy, certified)
-    assert found(audit(copy)) == {"unknown-actor"}
-
-
-def test_list_of_files_has_the_certified_digest(copy: Path, audit: Callable[..., Report], certified: Certified) -> None:
-    path = copy / bundle.manifest_path(certified._adapters[0].sha256)
-    entries = manifest.decode(path.read_bytes())
-    path.write_bytes(manifest.encode(entries[:1]))
-    reseal(copy, certified)
-    assert found(audit(copy), path.name) == {"stale-hash"}
-    assert not audit(copy).ok
-
-
 def test_proofs_against_two_checkpoints(tmp_path: Path) -> None:
     world = Certified(tmp_path)
     issued, vkeys = world.issue(), [world.store.signer.vkey()]
@@ -518,12 +304,3 @@ def test_wrong_fingerprint(tmp_path: Path) -> None:
     certificate = evidence.statement_of(world.store.get(index))
     report = verify_bundle(write(world, certificate, tmp_path / "out"), [world.store.signer.vkey()])
     assert [check.detail[:15] for check in report.failures] == ["the fingerprint"]
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_name_that_stands_twice_in_a_zip(original: Path, audit: Callable[..., Report], tmp_path: Path) -> None:
-    archive = tmp_path / "twice.zip"
-    write_zip(((name, (original / name).read_bytes()) for name in files_of(original)), archive)
-    with zipfile.ZipFile(archive, "a") as made:
-        made.writestr("README.md", (original / "README.md").read_bytes())
-    assert found(audit(archive)) == {"unsafe-path"}

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 from modelledger import cli
-from modelledger.audit import audit
 from modelledger.ledger.v1 import events_pb2 as events
 
 from ledger import bundle, bundle_writer, evidence, possession
 from ledger import envelope as dsse
+from ledger.audit import audit
 from ledger.bundle import SEAL
-from ledger.checkpoint import open_checkpoint
 from ledger.errors import MissingCapability
 from ledger.kit.keys import FileSigner, actor_signer
 from ledger.report import Report
@@ -26,6 +25,7 @@ from ledger.verify_keys import Signed
 from tests.audit import verify_whole_log
 from tests.certified import Certified
 from tests.logs import ed25519_signer, event_of, signer
+from tests.served import EntryLog
 
 
 def rotate(world: Certified, actor: str, new: FileSigner, compromised_from: int = 0) -> int:
@@ -180,13 +180,13 @@ def test_an_audit_of_the_whole_log_lists_them(tmp_path: Path) -> None:
     world = Certified(tmp_path)
     index = world.store.head.size - 2
     revoke(world, "trainer", compromised_from=index)
-    checkpoint = open_checkpoint(world.store.head.checkpoint, [world.store.signer.verifier], world.store.signer.name)
     entries = [row.entry for row in world.store.select(limit=None)]
+    source, verifiers = EntryLog(entries, world.store.signer), [world.store.signer.verifier]
     by_trainer = [i for i, entry in enumerate(entries) if event_of(entry).actor == "trainer"]
-    found = audit(entries, checkpoint).untrusted
+    found = audit(source, verifiers).untrusted
     assert [(one.index, one.reason) for one in found] == [(i, "compromised-key") for i in by_trainer if i >= index]
     pins = trusted(world, actors={"trainer": Pin(frozenset({signer(90).keyid}))})
-    found = audit(entries, checkpoint, pins).untrusted
+    found = audit(source, verifiers, trust=pins).untrusted
     assert [one.index for one in found if one.reason == "unpinned-key"] == by_trainer
 
 

@@ -1,20 +1,25 @@
-"""Models for the service tests: the demo's tiny base as a GGUF, made by the quantizer's own child process."""
+"""Models, houses and stories for the service tests."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.house import House
+from tests.log_story import Story
 from tests.quantizer_jobs import digest
+from tests.registry_calls import serving
+from tests.target import Target, attacked
 
 
 @pytest.fixture(scope="session")
@@ -77,3 +82,30 @@ def house(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     shutil.copytree(tiny_base, folder / "bases" / "tiny-base")
     with closing(House(folder / "data", folder / "bases")) as house:
         yield house
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """Services to send anything to."""
+    with attacked(tmp_path_factory.mktemp("target")) as target:
+        yield target
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Story:
+    """A log to tell the life of some models in."""
+    return Story(tmp_path)
+
+
+@pytest.fixture
+def ask(story: Story) -> Callable[[Callable[[Any], Awaitable[Any]]], Any]:
+    """Run a coroutine function that is given a stub for the registry of the story."""
+
+    def run(questions: Callable[[Any], Awaitable[Any]]) -> Any:
+        async def main() -> Any:
+            async with serving(story) as stub:
+                return await questions(stub)
+
+        return asyncio.run(main())
+
+    return run

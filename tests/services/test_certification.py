@@ -83,6 +83,17 @@ def test_same_request_same_certificate(world: Certified) -> None:
     assert world.store.head.size == size + 1
 
 
+def test_a_request_id_revokes_one_certificate(world: Certified) -> None:
+    first, second = world.issue(), world.issue()
+    assert revoke(world, first.name, "r-1").revoked
+    assert revoke(world, first.name, "r-1").revoked
+    request = pb.RevokeCertificateRequest(name=second.name, reason="a mistake", request_id="r-1")
+    code, reason, message = refusal(world, "RevokeCertificate", request)
+    assert (code, reason) == ("ALREADY_EXISTS", "EVENT_ID_REUSED")
+    assert first.name in message
+    assert not get(world, second.name).revoked
+
+
 def test_two_in_one_second_get_two_names(world: Certified) -> None:
     async def many(stub: Any) -> Any:
         request = pb.IssueCertificateRequest(version=VERSION)

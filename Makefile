@@ -16,7 +16,11 @@ test: setup lint
 
 bench: setup
 	$(BIN)/modelledger bench append --json
+	$(BIN)/modelledger bench append --batch 100 --callers 8 --events 10000 --json
+	$(BIN)/modelledger bench lone --json
 	$(BIN)/modelledger bench watch --json
+	$(BIN)/modelledger bench rebuild --json
+	$(BIN)/modelledger bench audit --json
 	$(BIN)/modelledger bench help --json
 	$(BIN)/modelledger bench up --json
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, bindparam, func, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, bindparam, func, select, text
 
 from ledger import tables
 from ledger.checkpoint import sign_checkpoint
@@ -40,10 +39,10 @@ _NEWEST = (
 )
 _INSERT_EVENT = tables.events.insert()
 _INSERT_CHECKPOINT = tables.checkpoints.insert()
-_INTRODUCE = {
-    "sqlite": sqlite.insert(tables.introductions).on_conflict_do_nothing(),
-    "postgresql": postgresql.insert(tables.introductions).on_conflict_do_nothing(),
-}
+# Both databases spell it so; SQLAlchemy's own form is compiled anew each time.
+_INTRODUCE = text(
+    "INSERT INTO introductions (sha256, name, position) VALUES (:sha256, :name, :position) ON CONFLICT DO NOTHING"
+)
 
 
 @dataclass(frozen=True)
@@ -149,8 +148,7 @@ class Writing:
                 execute(tables.revocations.insert().values(sha256=sha256, position=position + offset))
         if introduced:
             # What an earlier event introduced under the same name stays as it is.
-            insert = _INTRODUCE[self._connection.dialect.name]
-            execute(insert, [{"sha256": s, "name": n, "position": at} for (s, n), at in introduced.items()])
+            execute(_INTRODUCE, [{"sha256": s, "name": n, "position": at} for (s, n), at in introduced.items()])
 
     def seal(self, signer: LogSigner) -> Head:
         """Sign and insert the checkpoint of the tree as it is now."""

@@ -30,17 +30,46 @@ def bench() -> None:
 @click.option("--events", default=6_000, show_default=True, type=click.IntRange(100), help="In each round.")
 @click.option("--callers", default=64, show_default=True, type=click.IntRange(1, 1_000))
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1, 100), help="The median counts.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1, 1_000), help="Events in one request.")
 @json_option
-def append(events: int, callers: int, rounds: int, as_json: bool) -> None:
+def append(events: int, callers: int, rounds: int, batch: int, as_json: bool) -> None:
     """Signed, verified, durable, proven events a second through gRPC.
 
     A real ledger in a process of its own, on a fresh SQLite file; events signed beforehand; every proof is checked
-    afterwards. The floor is a bare gRPC echo of messages of the same size, with the same client code.
+    afterwards. The floor is a bare gRPC echo of messages of the same size, with the same client code; for requests of
+    several events it is the P-256 signatures that one core verifies in a second.
     """
     from modelledger.cli.bench_load import measure_append  # grpc.aio is for this command only
 
-    measured = measure_append(events, callers, rounds)
-    _report(measured, as_json)
+    _report(measure_append(events, callers, rounds, batch), as_json)
+
+
+@bench.command()
+@click.option("--events", default=300, show_default=True, type=click.IntRange(10), help="One after another.")
+@_rounds
+@json_option
+def lone(events: int, rounds: int, as_json: bool) -> None:
+    """Median milliseconds of one append when nobody else appends.
+
+    The floor is the database's own: one row inserted and committed, as durably, in a fresh SQLite file.
+    """
+    from modelledger.cli.bench_lone import measure_lone
+
+    _report(measure_lone(events, rounds), as_json)
+
+
+@bench.command()
+@click.option("--events", default=20_000, show_default=True, type=click.IntRange(1_000), help="In the log.")
+@_rounds
+@json_option
+def rebuild(events: int, rounds: int, as_json: bool) -> None:
+    """Events a second that the registry view is rebuilt from.
+
+    The floor is the same rows read from the same database and nothing done with them.
+    """
+    from modelledger.cli.bench_rebuild import measure_rebuild
+
+    _report(measure_rebuild(events, rounds), as_json)
 
 
 @bench.command()

@@ -24,16 +24,15 @@ from ledger.audit import audit
 from ledger.audit_source import Bundle, KeptCheckpoint, cuts
 from ledger.backup import Backup, back_up
 from ledger.checkpoint import sign_checkpoint
-from ledger.envelope import Signer
 from ledger.errors import DamagedLog
 from ledger.frontier import Frontier
 from ledger.kit.keys import actor_signer
 from ledger.merkle import Tile, leaf_hash
 from ledger.note import LogSigner
 from ledger.statement import Artifact, Event
+from modelledger.cli.bench_load import verify_rate
 
 EACH_CHECKPOINT = 1_000  # events
-VERIFIED = 2_000  # signatures for one measurement of the floor
 
 
 def measure_audit(events: int, rounds: int) -> dict[str, Any]:
@@ -45,14 +44,14 @@ def measure_audit(events: int, rounds: int) -> dict[str, Any]:
         log = _Log(events, signers, LogSigner("bench.log", Ed25519PrivateKey.generate()))
         file = folder / "log.backup"
         written = back_up(log, file)
-        verifying, rates = [_verify_rate(log.entries[-1], signers["trainer"])], []
+        verifying, rates = [verify_rate(signers["trainer"])], []
         for _ in range(rounds):
             started = time.perf_counter()
             audited = audit(Backup(file), [log.signer.verifier], jobs=cores)
             rates.append(audited.size / (time.perf_counter() - started))
             if audited.size != events:
                 raise DamagedLog(f"{audited.size} of {events} events were verified")
-            verifying.append(_verify_rate(log.entries[-1], signers["trainer"]))
+            verifying.append(verify_rate(signers["trainer"]))
     value, one_core = statistics.median(rates), statistics.median(verifying)
     return {
         "name": "audit",
@@ -73,16 +72,6 @@ def measure_audit(events: int, rounds: int) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
-
-
-def _verify_rate(entry: bytes, signer: Signer) -> float:
-    """P-256 signatures that one core verifies in a second of its own time, whatever else runs."""
-    parsed = envelope.parse(entry)
-    key = envelope.load_public_key(signer.public_key_der)
-    started = time.process_time()
-    for _ in range(VERIFIED):
-        envelope.verify(parsed, signer.keyid, key)
-    return VERIFIED / (time.process_time() - started)
 
 
 class _Log:

@@ -33,13 +33,13 @@ from ledger.errors import (
 )
 from ledger.events import CERTIFICATION, LEDGER, ROLES
 from ledger.kit.interceptors import caller
+from ledger.kit.listing import last_name, page_size
 from ledger.local_actor import LocalActor
 from ledger.model_signature import public_key_pem
 from ledger.possession import is_proven
 from ledger.reading import read_event
 from ledger.resource_names import parse_actor
 from ledger.schema import from_data
-from ledger.service import page_size
 from ledger.statement import Artifact
 from ledger.store import Store
 
@@ -69,9 +69,7 @@ class ActorServicer(actors_pb2_grpc.ActorServiceServicer):
     async def ListActors(
         self, request: actors_pb2.ListActorsRequest, context: Context
     ) -> actors_pb2.ListActorsResponse:
-        size, after = page_size(request.page_size), ""
-        if request.page_token:
-            after = parse_actor(request.page_token, "page_token")
+        size, after = page_size(request.page_size), last_name(request.page_token, parse_actor)
         actors = await asyncio.to_thread(read_actors, self._store)
         following = [actor for name, actor in actors.items() if name > after]
         token = following[size - 1].name if len(following) > size else ""

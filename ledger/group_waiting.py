@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ledger.errors import Overloaded
@@ -48,14 +48,13 @@ class Waiting:
     ) -> Claimed:
         """Groups.claim; when there is nothing, wait for about this long. Raises Overloaded: too many wait."""
         deadline = asyncio.get_running_loop().time() + wait_seconds
-        with self._in_line(name) as line:
-            async with aclosing(self._changes.watch(name)) as changes:
-                async for _ in changes:
-                    claimed = await self._look(line, name, consumer, limit, lease_seconds)
-                    if claimed.deliveries or asyncio.get_running_loop().time() >= deadline:
-                        return claimed
-                    await asyncio.sleep(REST)
-        return Claimed()
+        with self._in_line(name) as line, self._changes.watching(name) as changed:
+            while True:
+                claimed = await self._look(line, name, consumer, limit, lease_seconds)
+                if claimed.deliveries or asyncio.get_running_loop().time() >= deadline:
+                    return claimed
+                await asyncio.sleep(REST)
+                await changed()
 
     def settled(self, name: str) -> None:
         """Something of this group was settled, so there may be something to claim."""

@@ -17,7 +17,7 @@ from ledger.events import KINDS
 from ledger.group_store import Group, Held
 from ledger.group_waiting import Waiting
 from ledger.groups import Groups, State
-from ledger.kit.listing import page_size
+from ledger.kit.listing import last_name, page_size
 from ledger.resource_names import parse_group
 from ledger.store import Store
 
@@ -66,7 +66,7 @@ class Subscriptions(subscription_pb2_grpc.SubscriptionServiceServicer):
 
     async def ListGroups(self, request: pb.ListGroupsRequest, context: Context) -> pb.ListGroupsResponse:
         size = page_size(request.page_size)
-        after = parse_group(request.page_token, "page_token") if request.page_token else ""
+        after = last_name(request.page_token, parse_group)
         found = await asyncio.to_thread(self._groups.page, after, size + 1)
         token = f"groups/{found[size - 1].group.name}" if len(found) > size else ""
         return pb.ListGroupsResponse(groups=map(_group, found[:size]), next_page_token=token)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,7 +71,7 @@ class Watchers:
             await self._send_pages(wanted, call)
 
     async def _send_pages(self, wanted: Wanted, call: Call) -> None:
-        async with aclosing(self._changes.watch(_LOG)) as looks:
+        with self._changes.watching(_LOG) as changed:
             page = await self._read(wanted, wanted.start)
             while True:
                 while not page.caught_up:
@@ -82,9 +82,8 @@ class Watchers:
                     finally:
                         following.cancel()
                 await self._send(call, page)
-                async for _ in looks:
-                    if self._store.head.size > page.next_index:
-                        break
+                while self._store.head.size <= page.next_index:
+                    await changed()
                 page = await self._read(wanted, page.next_index)
 
     def _admit(self, call: Call) -> None:

@@ -57,14 +57,16 @@ class QuantizerServicer(quantizer_pb2_grpc.QuantizerServiceServicer):
     ) -> AsyncIterator[quantizer_pb2.WatchQuantizationResponse]:
         identifier = _identifier(request.name)
         last = None
-        async for _ in self._changes.watch(request.name):
-            found = await in_thread(self._quantizing.quantization, identifier)
-            message = self._message(found)
-            if message != last:
-                yield quantizer_pb2.WatchQuantizationResponse(quantization=message)
-                last = message
-            if found.over:
-                return
+        with self._changes.watching(request.name) as changed:
+            while True:
+                found = await in_thread(self._quantizing.quantization, identifier)
+                message = self._message(found)
+                if message != last:
+                    yield quantizer_pb2.WatchQuantizationResponse(quantization=message)
+                    last = message
+                if found.over:
+                    return
+                await changed()
 
     def _message(self, quantization: Quantization) -> quantizer_pb2.Quantization:
         return quantizer_pb2.Quantization(

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 MAX_DEPTH = 3
 
-Words = Mapping[str, Sequence[str]]  # field name -> texts that mean something in it; "" -> in any field
+# Field name -> texts that mean something in it, "" -> in any field; or the only floats that are sent in it.
+Words = Mapping[str, Sequence[str] | Sequence[float]]
 
 WILD_TEXTS = (
     "",
@@ -110,7 +111,7 @@ def _one(field: FieldDescriptor, words: Words, depth: int) -> st.SearchStrategy[
     if kind == FieldDescriptor.TYPE_BOOL:
         return st.booleans()
     if kind in (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT):
-        return floats
+        return st.sampled_from(words[field.name]) if field.name in words else floats
     if kind == FieldDescriptor.TYPE_ENUM:
         return st.integers(-1, 9)
     low, high = _RANGES[kind]

@@ -15,21 +15,31 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from hypothesis import HealthCheck, Phase, settings
+from modelledger.client import Client
 from modelledger.inference.v1 import inference_pb2
-from modelledger.ledger.v1 import certification_pb2, error_reason_pb2, ledger_pb2, registry_pb2
+from modelledger.ledger.v1 import (
+    actors_pb2,
+    certification_pb2,
+    error_reason_pb2,
+    ledger_pb2,
+    registry_pb2,
+    subscription_pb2,
+)
 from modelledger.quantizer.v1 import quantizer_pb2
 from modelledger.trainer.v1 import trainer_pb2
 
+from ledger import possession
 from ledger.kit.client import connect, metadata
 from ledger.kit.interceptors import DOMAIN
 from tests.audit import verify_whole_log
 from tests.certified import VERSION, Certified
 from tests.house import SERVICES, House
 from tests.laws.test_catalog import make
+from tests.logs import signer
 from tests.random_messages import Words
 
 FILES = {
-    "ledger": (ledger_pb2, registry_pb2, certification_pb2),
+    "ledger": (ledger_pb2, registry_pb2, certification_pb2, actors_pb2, subscription_pb2),
     "trainer": (trainer_pb2,),
     "quantizer": (quantizer_pb2,),
     "inference": (inference_pb2,),
@@ -43,13 +53,20 @@ METHODS: list[tuple[str, MethodDescriptor]] = sorted(
         for method in described.methods
     ),
     # What takes something away comes last: nothing is refused only because of it.
-    key=lambda found: found[1].name.startswith(("Revoke", "Cancel")),
+    key=lambda found: found[1].name.startswith(("Revoke", "Cancel", "Close")),
 )
 ANSWERS = 20  # of a stream, read before it is left
 ENDLESS = ("Watch",)  # streams that go on for ever: their first answer is enough
 SECONDS = 10.0
 REASONS = {name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()}  # noqa: SIM118 - an enum wrapper is no dict
-EVENT_FORM = ("MALFORMED_EVENT", "UNKNOWN_KIND", "EVENT_TOO_LARGE", "INVALID_SIGNATURE")
+EVENT_FORM = {"MALFORMED_EVENT", "UNKNOWN_KIND", "EVENT_TOO_LARGE", "INVALID_SIGNATURE"}
+# Who is given an event, a part of one, or a proof that a key is held.
+CHECKS_FORM = {
+    "AppendEvents": EVENT_FORM,
+    "CreateGroup": {"UNKNOWN_KIND"},
+    "EnrolActor": {"INVALID_SIGNATURE"},
+    "RotateActorKey": {"INVALID_SIGNATURE"},
+}
 # What a stranger must not learn: where we live, and what our exceptions are called.
 LEAKS = re.compile(r"Traceback|File \"|\.py\b|<class|\b\w+(\.\w+)+Error\b|\b(Key|Value|Type|Attribute|Index|OS)Error\b")
 
@@ -81,11 +98,14 @@ class Target:
         first = registry_pb2.ListBaseModelsRequest(page_size=1)
         self.token = self.house.registry.ListBaseModels(first).next_page_token
         sha256 = story._data.sha256
+        lease = self._throw_away()
         names = [VERSION, "orgs/acme/models/assistant", "orgs/acme", "orgs/-", "acme/assistant", "base/tiny"]
         names += [certificate, "training-runs/run-1", "quantizations/q-1", "base-models/tiny", sha256]
+        # Not the actors and the group that others need: these may be revoked and closed.
+        names += ["actors/leaving", "groups/closing"]
         self.words: Words = {
             "name": names,
-            "parent": names[:4],
+            "parent": [*names[:4], "groups/mail"],
             "version": [VERSION, "v1.0", "v0.0", "v9999999999.1"],
             "model": names[1:6],
             "source": [VERSION, "base-models/tiny"],
@@ -107,12 +127,29 @@ class Target:
             "value": ["1", "1e400", "[[[[", "NaN"],
             "at_time": ["2026-01-31T12:00:00Z", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"],
             "page_token": [self.token, "1", "99999999", "bW9kZWwv", "YQ", "999999999999999999"],
-            "role": ["user", "system"],
+            "role": ["user", "system", "trainer"],
             "request_id": ["once"],
             "reason": ["because"],
+            "group": ["groups/mail"],
+            "consumer": ["worker-1"],
+            "lease": [lease],
+            "wait_seconds": [0.0, 0.01, -1.0, 60.1, 1e308, float("nan")],
         }
 
-        self.accepted: dict[str, list[Message]] = _accepted(certificate, sha256, self.event)
+        self.accepted: dict[str, list[Message]] = {
+            **_accepted(certificate, sha256, self.event),
+            **_accepted_of_actors(),
+            **_accepted_of_groups(lease),
+        }
+
+    def _throw_away(self) -> str:
+        """Two actors and two groups that only this is about; the lease of the groups' only events."""
+        with Client(self.house.addresses["ledger"]) as client:
+            client.enrol_actor("leaving", "trainer", signer(101))
+            client.enrol_actor("turning", "trainer", signer(102))
+            client.create_group("closing")
+            client.create_group("mail")
+            return client.claim("mail", "worker-1", max_events=3, lease_seconds=3_600).lease
 
     def send(self, service: str, method: MethodDescriptor, requests: Sequence[bytes]) -> grpc.RpcError | None:
         """Send bytes as they are. None for an answer (of a stream, for its first ones)."""
@@ -147,7 +184,7 @@ class Target:
         assert not LEAKS.search(told), told
         assert str(self.house.data) not in told
         # A command that signs an event without the form of one did not check what it was given.
-        assert info.reason not in EVENT_FORM or method.name == "AppendEvents", told
+        assert info.reason not in EVENT_FORM - CHECKS_FORM.get(method.name, set()), told
         return info.reason
 
 
@@ -210,6 +247,50 @@ def _accepted(certificate: str, sha256: str, event: ledger_pb2.Event) -> dict[st
         "StreamGenerate": [inference_pb2.StreamGenerateRequest(request=question)],
         "ListDeployments": [inference_pb2.ListDeploymentsRequest(**page)],
         "SetDeployment": [inference_pb2.SetDeploymentRequest(name="acme/assistant", enabled=True)],
+    }
+
+
+def _accepted_of_actors() -> dict[str, list[Message]]:
+    joining, present, following = signer(103), signer(102), signer(104)
+    return {
+        "ListActors": [actors_pb2.ListActorsRequest(page_size=2)],
+        "EnrolActor": [
+            actors_pb2.EnrolActorRequest(
+                name="actors/joining",
+                role="trainer",
+                public_key=joining.public_key_der,
+                possession=possession.prove("joining", "", joining),
+                request_id="d",
+            )
+        ],
+        "RotateActorKey": [
+            actors_pb2.RotateActorKeyRequest(
+                name="actors/turning",
+                public_key=following.public_key_der,
+                possession=possession.prove("turning", present.keyid, following),
+                reason="why",
+                request_id="e",
+            )
+        ],
+        "RevokeActor": [actors_pb2.RevokeActorRequest(name="actors/leaving", reason="why", request_id="f")],
+    }
+
+
+def _accepted_of_groups(lease: str) -> dict[str, list[Message]]:
+    wanted = subscription_pb2.Group(name="groups/other", stream_prefix="training-runs/", kinds=["EpochCompleted"])
+    held = {"group": "groups/mail", "lease": lease}
+    return {
+        "CreateGroup": [subscription_pb2.CreateGroupRequest(group=wanted)],
+        "GetGroup": [subscription_pb2.GetGroupRequest(name="groups/mail")],
+        "ListGroups": [subscription_pb2.ListGroupsRequest(page_size=2)],
+        "CloseGroup": [subscription_pb2.CloseGroupRequest(name="groups/closing", reason="why")],
+        "Claim": [subscription_pb2.ClaimRequest(group="groups/mail", consumer="worker-2", max_events=2)],
+        "ExtendLease": [subscription_pb2.ExtendLeaseRequest(**held)],
+        "Ack": [subscription_pb2.AckRequest(indexes=[0], **held)],
+        "Retry": [subscription_pb2.RetryRequest(indexes=[1], reason="why", **held)],
+        "Park": [subscription_pb2.ParkRequest(indexes=[2], reason="why", **held)],
+        "ListParked": [subscription_pb2.ListParkedRequest(parent="groups/mail", page_size=2)],
+        "ReplayParked": [subscription_pb2.ReplayParkedRequest(group="groups/mail", indexes=[2])],
     }
 
 

@@ -135,14 +135,16 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     ) -> AsyncIterator[trainer_pb2.WatchTrainingRunResponse]:
         run_id = _run_id(request.name)
         last = None
-        async for _ in self._changes.watch(f"training-runs/{run_id}"):
-            run = await in_thread(self._training.run, run_id)
-            message = await in_thread(self._message, run)
-            if message != last:
-                yield trainer_pb2.WatchTrainingRunResponse(run=message)
-                last = message
-            if message.state in ENDED:
-                return
+        with self._changes.watching(f"training-runs/{run_id}") as changed:
+            while True:
+                run = await in_thread(self._training.run, run_id)
+                message = await in_thread(self._message, run)
+                if message != last:
+                    yield trainer_pb2.WatchTrainingRunResponse(run=message)
+                    last = message
+                if message.state in ENDED:
+                    return
+                await changed()
 
     async def CancelTrainingRun(
         self, request: trainer_pb2.CancelTrainingRunRequest, context: Context

@@ -123,7 +123,7 @@ def test_the_founders_are_listed_page_by_page(story: Story, ask: Ask) -> None:
         assert key.algorithm == "ECDSA P-256"
         assert not key.HasField("retired_index")
         assert not key.HasField("compromised_from")
-        assert (await refusal(stub.ListActors(pb.ListActorsRequest(page_token="?"))))[1] == "INVALID_NAME"
+        assert (await refusal(stub.ListActors(pb.ListActorsRequest(page_token="?"))))[1] == "INVALID_INPUT"
         assert (await refusal(stub.ListActors(pb.ListActorsRequest(page_size=-1))))[0] == "INVALID_ARGUMENT"
 
     ask(questions)

@@ -341,7 +341,7 @@ GROUP, LEASE = "groups/mail", "0" * 32
         ("CreateGroup", pb.CreateGroupRequest(group=pb.Group(name=GROUP, max_in_flight=-1)), InvalidInput, "max_in"),
         ("GetGroup", pb.GetGroupRequest(name="groups/nobody"), NotFound, "'nobody'"),
         ("ListGroups", pb.ListGroupsRequest(page_size=-1), InvalidInput, "page_size"),
-        ("ListGroups", pb.ListGroupsRequest(page_token="\0"), InvalidName, "page_token"),
+        ("ListGroups", pb.ListGroupsRequest(page_token="\0"), InvalidInput, "page_token"),
         ("CloseGroup", pb.CloseGroupRequest(name=GROUP), InvalidInput, "reason"),
         ("Claim", pb.ClaimRequest(group=GROUP), InvalidInput, "consumer"),
         ("Claim", pb.ClaimRequest(group=GROUP, consumer="a\0"), InvalidInput, "consumer"),

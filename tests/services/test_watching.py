@@ -241,6 +241,37 @@ def test_an_idle_watcher_is_not_a_slow_one(store: Store) -> None:
     run(store, use, WatchLimits(stall_seconds=0.2))
 
 
+class Reader:
+    """A call that takes everything and never ends."""
+
+    def __init__(self) -> None:
+        self.read: list[pb.WatchEventsResponse] = []
+
+    async def write(self, message: pb.WatchEventsResponse) -> None:
+        self.read.append(message)
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None: ...
+
+
+def test_a_watcher_that_waits_when_its_event_loop_ends_can_be_closed(store: Store) -> None:
+    write(store, mixed(3))
+    reader, watchers, loop = Reader(), Watchers(store), asyncio.new_event_loop()
+
+    async def until_it_waits() -> None:
+        while not (reader.read and reader.read[-1].caught_up):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+
+    following = watchers.follow(Wanted(), reader)
+    task = loop.create_task(following)
+    loop.run_until_complete(until_it_waits())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    following.close()  # as when it is collected
+    write(store, mixed(1))  # nobody is told in the loop that is no more
+
+
 def test_one_watcher_too_many_is_refused_until_another_leaves(store: Store) -> None:
     write(store, mixed(3))
 

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import random
-import signal
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 
-from ledger.checkpoint import Checkpoint, open_checkpoint
 from ledger.committer import Committer
 from ledger.errors import Unreachable
-from ledger.merkle import consistency_proof, verify_consistency
-from ledger.store import Store
 from tests.audit import verify_whole_log
-from tests.databases import StoreFactory, log_signer
-from tests.faults.writer import Message, write_until_killed
-from tests.logs import ACTORS, Log, artifact, enrolment, event_of, signed, signer
-
-POINTS = ["before_checkpoint", "before_commit", "after_commit_before_ack"]
+from tests.databases import StoreFactory
+from tests.logs import ACTORS, Log, artifact, enrolment, signed, signer
 
 
 class Fault(Exception):
@@ -36,9 +26,6 @@ class Trap:
     def __call__(self, reached: str) -> None:
         if reached == self.point:
             raise Fault(reached)
-
-
-# Faults inside the process
 
 
 @pytest.mark.parametrize("point", ["before_checkpoint", "before_commit"])
@@ -96,89 +83,6 @@ def test_fail_while_a_tile_is_completed(store_factory: StoreFactory) -> None:
     trap.point = ""
     assert log.append(*crossing).indexes == (255, 256, 257)
     assert verify_whole_log(log.store) == verify_whole_log(store_factory.reopen(log.store)) == 258
-
-
-# kill -9 of a writer
-
-
-@dataclass
-class Crashes:
-    """Starts writers on one database, kills them, and holds the log to everything they were told."""
-
-    stores: StoreFactory
-    store: Store
-    acknowledged: dict[str, int] = field(default_factory=dict)
-    newest: Checkpoint = field(init=False)
-    in_doubt: int = 0  # events whose writer was killed between `try` and `ack`
-
-    def __post_init__(self) -> None:
-        Log(self.store)
-        self.newest = self._open(self.store.head.checkpoint)
-
-    def live(self, *, point: str = "", countdown: int = 0, seconds: float = 0.0) -> None:
-        """One writer's life, until it kills itself at `point`, or for some seconds after it was ready."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.faults.writer"])
-        ours, theirs = context.Pipe(duplex=False)
-        url = self.stores.url_of(self.store)
-        child = context.Process(target=write_until_killed, args=(url, theirs, point, countdown))
-        child.start()
-        theirs.close()
-        assert ours.poll(30), "the writer did not start"
-        ready: Message = ours.recv()
-        assert ready[2] >= self.newest.size, "the writer came back to a shorter log"
-        if not point:
-            time.sleep(seconds)
-            child.kill()
-        child.join(30)
-        assert child.exitcode == -signal.SIGKILL
-        tried = b""
-        try:
-            while True:
-                kind, content, index, checkpoint = ours.recv()
-                if kind == "try":
-                    tried = content
-                else:
-                    self.acknowledged[content.decode()] = index
-                    self.newest, tried = self._open(checkpoint), b""
-        except (EOFError, OSError):
-            pass  # the pipe ends where the writer was killed
-        self._check(tried)
-
-    def _check(self, tried: bytes) -> None:
-        store = self.stores.reopen(self.store)
-        lost = [one for one, index in self.acknowledged.items() if store.get_by_id(one).position != index]
-        assert not lost, f"acknowledged and lost: {lost}"
-        current, tiles = self._open(store.head.checkpoint), store.tiles()
-        proof = consistency_proof(tiles, self.newest.size, current.size)
-        verify_consistency(self.newest.size, current.size, self.newest.root, current.root, proof)
-        if tried:
-            self.in_doubt += 1
-            (index,) = Committer(store).append([tried]).indexes
-            self.acknowledged[event_of(tried).id] = index
-        store.close()
-
-    def _open(self, note: bytes) -> Checkpoint:
-        return open_checkpoint(note, [log_signer().verifier], "test.log")
-
-
-@pytest.mark.parametrize("point", POINTS)
-def test_kill_at_a_named_point(store_factory: StoreFactory, point: str) -> None:
-    crashes = Crashes(store_factory, store_factory())
-    for countdown in range(1, 4 if store_factory.kind == "sqlite" else 2):
-        crashes.live(point=point, countdown=countdown)
-        assert crashes.in_doubt == countdown
-    assert len(crashes.acknowledged) == sum(range(1, crashes.in_doubt + 1))
-    verify_whole_log(store_factory.reopen(crashes.store))
-
-
-def test_kill_at_random_moments(store_factory: StoreFactory) -> None:
-    crashes = Crashes(store_factory, store_factory())
-    moments = random.Random(20_261)
-    for _ in range(21 if store_factory.kind == "sqlite" else 7):
-        crashes.live(seconds=moments.uniform(0.0, 0.12))
-    assert len(crashes.acknowledged) > 10
-    assert verify_whole_log(store_factory.reopen(crashes.store)) == len(crashes.acknowledged) + 7
 
 
 def test_postgresql_going_away_is_an_error_and_coming_back_is_enough(postgresql_stores: StoreFactory) -> None:

@@ -125,7 +125,7 @@ def migrate(connection: Connection) -> list[str]:
         MIGRATIONS[name](connection)
         connection.execute(migrations.insert().values(name=name))
     # Inserts nothing; a database that may only be read is found out here, not at the first append.
-    connection.execute(events.insert().from_select(events.c, select(events).where(false())))
+    connection.execute(events.insert().from_select(list(events.c), select(events).where(false())))
     return missing
 
 

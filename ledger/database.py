@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError
 
 from ledger.errors import DamagedLog, InvalidInput, ModelLedgerError, Unreachable
 
@@ -23,6 +23,22 @@ _SQLITE_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 # data_corrupted and index_corrupted: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _POSTGRESQL_DAMAGE = ("XX001", "XX002")
 _POSTGRESQL_FULL = "53100"  # disk_full
+_POSTGRESQL_DENIED = "42501"  # insufficient_privilege
+_POSTGRESQL_LOCKED = "55P03"  # lock_not_available: LOCK_SECONDS have passed
+
+# A writer that was stopped, or whose machine is gone, still holds its locks: PostgreSQL ends its session, and what it
+# was writing is not written. No write of ours rests so long between two statements.
+IDLE_SECONDS = 5
+# Who waits longer for a lock is told so. More than IDLE_SECONDS, so that a writer that was stopped costs time only.
+LOCK_SECONDS = 10
+# A database server whose machine is gone is noticed after about ten seconds; the URL may say otherwise.
+_POSTGRESQL_TCP = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
 
 
 def writer_engine(url: str, *, synchronous: str = "FULL") -> Engine:
@@ -31,11 +47,17 @@ def writer_engine(url: str, *, synchronous: str = "FULL") -> Engine:
         # The write lock is taken at once: upgrading a read transaction later can fail under another writer.
         return _sqlite(url, "BEGIN IMMEDIATE", synchronous)
     # READ COMMITTED: what is read after the advisory lock was waited for is what its last holder committed.
-    return _postgresql(url, "READ COMMITTED")
+    return _postgresql(
+        url,
+        "READ COMMITTED",
+        synchronous_commit="on",  # acknowledged means durable, whatever the server's own setting is
+        idle_in_transaction_session_timeout=f"{IDLE_SECONDS}s",
+        lock_timeout=f"{LOCK_SECONDS}s",
+    )
 
 
 def reader_engine(url: str) -> Engine:
-    """For read transactions, each on one snapshot."""
+    """For read transactions, each on one snapshot, and as long as it takes."""
     return _sqlite(url, "BEGIN", "FULL") if _is_sqlite(url) else _postgresql(url, "REPEATABLE READ")
 
 
@@ -58,8 +80,15 @@ def meaning(error: DBAPIError) -> ModelLedgerError:
     damaged = code is not None and code & 0xFF in _SQLITE_DAMAGE
     if damaged or getattr(error.orig, "sqlstate", None) in _POSTGRESQL_DAMAGE:
         return DamagedLog("the ledger's database is damaged; its log has the details; restore it from a backup")
-    sqlite = None if code is None else code & 0xFF
-    if sqlite == sqlite3.SQLITE_FULL or getattr(error.orig, "sqlstate", None) == _POSTGRESQL_FULL:
+    sqlite, postgresql = None if code is None else code & 0xFF, getattr(error.orig, "sqlstate", None)
+    if postgresql == _POSTGRESQL_LOCKED:
+        return Unreachable("another process has kept the ledger's database to itself for too long; retry in a moment")
+    if postgresql == _POSTGRESQL_DENIED:
+        return Unreachable(
+            "the ledger's database role may not do this; under the role that owns the tables run: "
+            "modelledger log migrate --role ROLE"
+        )
+    if sqlite == sqlite3.SQLITE_FULL or postgresql == _POSTGRESQL_FULL:
         return Unreachable("the disk of the ledger's database is full, nothing was recorded; free space, then retry")
     if sqlite in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
         return Unreachable("the ledger's database file cannot be opened for writing; check its path and permissions")
@@ -68,18 +97,29 @@ def meaning(error: DBAPIError) -> ModelLedgerError:
     )
 
 
+@contextmanager
+def _usable_url() -> Iterator[None]:
+    try:
+        yield
+    except (ArgumentError, ImportError) as error:
+        raise InvalidInput(f"not the URL of a database that can be used: {error}") from None
+
+
 def _is_sqlite(url: str) -> bool:
     return url.startswith("sqlite")
 
 
-def _postgresql(url: str, isolation_level: Any) -> Engine:
-    # Acknowledged means durable, whatever the server's own setting is.
-    options = {"options": "-c synchronous_commit=on"}
-    return create_engine(url, pool_pre_ping=True, isolation_level=isolation_level, connect_args=options)
+def _postgresql(url: str, isolation_level: str, **settings: str) -> Engine:
+    with _usable_url():
+        given = make_url(url).query
+        connect: dict[str, Any] = {name: value for name, value in _POSTGRESQL_TCP.items() if name not in given}
+        connect["options"] = " ".join(f"-c {name}={value}" for name, value in settings.items())
+        return create_engine(url, pool_pre_ping=True, isolation_level=isolation_level, connect_args=connect)
 
 
 def _sqlite(url: str, begin: str, synchronous: str) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+    with _usable_url():
+        engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, record: Any) -> None:

@@ -1,12 +1,14 @@
 """The first events of a log: its creation and the enrolment of the actors that will write in it.
 
-Runs at every start and appends only what is missing, so a crash half-way is completed by the next start.
+Runs at every start and appends only what is missing, so a crash half-way is completed by the next start, and several
+processes may start on a new database at once.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from ledger import possession
 from ledger.actor_keys import ActorKeys
 from ledger.committer import Committer
 from ledger.envelope import Signer
-from ledger.errors import DamagedLog, OtherLog
+from ledger.errors import AlreadyExists, DamagedLog, OtherLog, Refused
 from ledger.events import INFERENCE, QUANTIZER, TRAINER
 from ledger.local_actor import Author
 from ledger.note import LogSigner
@@ -32,16 +34,30 @@ def found(committer: Committer, log: LogSigner, signers: Mapping[str, Signer], v
     `vkey_file` is written once the log exists; it is what verifiers are given, and what tells an emptied database
     from a new one. Raises OtherLog for foreign keys, DamagedLog for a log that was there and is gone.
     """
-    if committer.store.head.size == 0 and vkey_file.exists():
-        raise DamagedLog(
-            f"{vkey_file} says that this log exists, but its database is empty; restore the database from a backup"
-        )
-    _create(committer, log, signers)
+    if vkey_file.exists():
+        committer.store.refresh()  # another process may have made the log, and then the file, a moment ago
+        if committer.store.head.size == 0:
+            raise DamagedLog(
+                f"{vkey_file} says that this log exists, but its database is empty; restore the database from a backup"
+            )
+    _create_with_others(committer, log, signers)
     text = f"{log.vkey()}\n"
     if not vkey_file.exists() or vkey_file.read_text() != text:
-        temporary = vkey_file.with_suffix(".new")
+        temporary = vkey_file.with_suffix(f".{uuid.uuid4().hex}")
         temporary.write_text(text)
         temporary.rename(vkey_file)
+
+
+def _create_with_others(committer: Committer, log: LogSigner, signers: Mapping[str, Signer]) -> None:
+    """`_create`, and again whenever another process has appended some of it meanwhile."""
+    for _ in signers:
+        size = committer.store.head.size
+        try:
+            return _create(committer, log, signers)
+        except (AlreadyExists, Refused):
+            if committer.store.head.size == size:
+                raise
+    return _create(committer, log, signers)
 
 
 def _create(committer: Committer, log: LogSigner, signers: Mapping[str, Signer]) -> None:

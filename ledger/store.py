@@ -9,6 +9,9 @@ The store decides nothing about events; the sequencer does, between `writing.kno
 
 Acknowledged means durable: SQLite runs with WAL and synchronous=FULL, PostgreSQL with synchronous_commit on.
 Start-up verifies instead of trusting; damage stops it with the position (`DamagedLog`), and is never repaired.
+
+Several processes may have a store on one database. Each write begins at the newest checkpoint there, under a lock that
+all of them take, and what others have written is taken over only if it continues what was seen here before.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from ledger.checkpoint import open_checkpoint
 from ledger.database import driver_errors, reader_engine, writer_engine
 from ledger.edge import Edge, LogTiles
 from ledger.errors import Damaged, DamagedLog, NotFound, OtherLog
-from ledger.merkle import TILE_WIDTH, Tile, leaf_hash
+from ledger.merkle import TILE_WIDTH, Tile, leaf_hash, root_from_tiles
 from ledger.note import LogSigner, NoteError
 from ledger.view_store import ViewRows
 from ledger.writing import Head, Writing
@@ -66,7 +69,7 @@ class Store:
         with driver_errors():
             with self._writer.begin() as connection:
                 tables.migrate(connection)
-            with self._writer.begin() as connection:
+            with self._reader.begin() as connection:  # one snapshot: others may be writing
                 self.head = self._load_head(connection)
 
     # Writing
@@ -77,8 +80,7 @@ class Store:
         with self._lock:
             with self._writer.begin() as connection:
                 tables.lock(connection, "modelledger")  # one writer over all processes on this database
-                last = connection.execute(_NEWEST_SIZE).scalar()
-                head = self.head if (last or 0) == self.head.size else self._load_head(connection)
+                head = self._newest_head(connection, self.head)
                 writing = Writing(connection, head)
                 yield writing
                 if writing.size > head.size:
@@ -86,26 +88,21 @@ class Store:
                     head = writing.seal(self.signer)
                     self._at("before_commit")
             self._at("after_commit_before_ack")
-            self.head = head
-        self._tell(head)
+        self.see(head)
 
     def refresh(self) -> None:
         """See what another process on this database has committed since."""
-        with self._lock, driver_errors(), self._reader.begin() as connection:
-            last = connection.execute(_NEWEST_SIZE).scalar() or 0
-            if last == self.head.size:
-                return
-            self.head = self._load_head(connection)
-        self._tell(self.head)
+        seen = self.head  # before the snapshot, which therefore holds it
+        with driver_errors(), self._reader.begin() as connection:
+            head = self._newest_head(connection, seen)
+        self.see(head)
 
     def see(self, head: Head) -> None:
-        """Take over what another process of this ledger has committed and verified."""
-        if head.size > self.head.size:
-            self.head = head
-            self._tell(head)
-
-    def _tell(self, head: Head) -> None:
+        """Show what was committed and verified to readers and listeners; an older head than theirs changes nothing."""
         with self._changed:
+            if head.size <= self.head.size:
+                return
+            self.head = head
             self._changed.notify_all()
         for listener in list(self.listeners):
             try:
@@ -211,11 +208,22 @@ class Store:
                     tables.lock(connection, f"view {name}")
                     rows.write(connection)
 
-    # Start-up
+    # Start-up, and following other processes
+
+    def _newest_head(self, connection: Connection, seen: Head) -> Head:
+        """The head that the database has now. Raises DamagedLog when it does not continue the one that was seen."""
+        if (connection.execute(_NEWEST_NOTE).scalar() or b"") == seen.checkpoint:
+            return seen
+        head = self._load_head(connection)
+        if head.size < seen.size or root_from_tiles(self.tiles(head), seen.size) != seen.edge.root():
+            raise DamagedLog(
+                f"the database holds {head.size} events that do not continue the {seen.size} that this ledger has "
+                "published: it was put back to an earlier state; a log that forgot events must not go on under its key"
+            )
+        return head
 
     def _load_head(self, connection: Connection) -> Head:
-        newest = select(tables.checkpoints).order_by(tables.checkpoints.c.size.desc()).limit(1)
-        row = connection.execute(newest).first()
+        row = connection.execute(_NEWEST_CHECKPOINT).first()
         last = connection.execute(select(func.max(tables.events.c.position))).scalar()
         size = row.size if row else 0
         if last != (size - 1 if size else None):
@@ -259,7 +267,8 @@ class Store:
             return [StoredRow._make(row) for row in connection.execute(query).all()]
 
 
-_NEWEST_SIZE = select(func.max(tables.checkpoints.c.size))
+_NEWEST_CHECKPOINT = select(tables.checkpoints).order_by(tables.checkpoints.c.size.desc()).limit(1)
+_NEWEST_NOTE = _NEWEST_CHECKPOINT.with_only_columns(tables.checkpoints.c.note)
 EVENT_COLUMNS = select(
     tables.events.c.position,
     tables.events.c.id,

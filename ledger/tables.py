@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
     and_,
+    false,
     func,
     select,
     text,
@@ -111,17 +112,21 @@ migrations = Table("migrations", metadata, Column("name", String(64), primary_ke
 IMMUTABLE = ("events", "tiles", "checkpoints", "introductions", "revocations")
 
 
-def migrate(connection: Connection) -> None:
-    """Bring the database to the newest form: every migration once, in order, in the caller's transaction."""
+def migrate(connection: Connection) -> list[str]:
+    """Bring the database to the newest form: every migration once, in order, in the caller's transaction.
+
+    Returns the names of those that were missing. When none is, a role that may not change the form is enough.
+    """
     lock(connection, "modelledger")
     migrations.create(connection, checkfirst=True)
     applied = set(connection.execute(migrations.select()).scalars())
-    for name, change in MIGRATIONS.items():
-        if name not in applied:
-            change(connection)
-            connection.execute(migrations.insert().values(name=name))
-    # Changes nothing; a database that may only be read is found out here, not at the first append.
-    connection.execute(migrations.delete().where(migrations.c.name == ""))
+    missing = [name for name in MIGRATIONS if name not in applied]
+    for name in missing:
+        MIGRATIONS[name](connection)
+        connection.execute(migrations.insert().values(name=name))
+    # Inserts nothing; a database that may only be read is found out here, not at the first append.
+    connection.execute(events.insert().from_select(list(events.c), select(events).where(false())))
+    return missing
 
 
 def lock(connection: Connection, name: str) -> None:

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Select, Table, inspect, select, type_coerce
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import Connection, Select, Table, inspect, select, type_coerce
 from sqlalchemy.types import NullType
 
 from ledger import envelope as dsse
@@ -21,7 +20,7 @@ from ledger import statement, tables
 from ledger.audit_source import Bundle, Columns, KeptCheckpoint, cuts, fault
 from ledger.database import driver_errors, reader_engine, writer_engine
 from ledger.edge import Edge
-from ledger.errors import InvalidInput, NotFound, Refused
+from ledger.errors import NotFound, Refused
 from ledger.merkle import TILE_HEIGHT, TILE_WIDTH, Tile
 from ledger.writing import Head, Row, Writing, row_of
 
@@ -35,7 +34,7 @@ class DatabaseLog:
         self.name = "the database"
         if not _exists(url):
             raise NotFound(f"{url.removeprefix('sqlite:///')}: there is no such file")
-        self._engine = _engine(url, reader_engine)
+        self._engine = reader_engine(url)
         with driver_errors():
             self._connection = self._engine.connect()
             if not set(tables.IMMUTABLE) <= set(inspect(self._connection).get_table_names()):
@@ -161,7 +160,7 @@ def write_log(url: str, bundles: Iterable[Bundle], still_good: Callable[[], None
 
     `still_good` is asked before the commit whether what was read is what was audited.
     """
-    engine = _engine(url, writer_engine)
+    engine = writer_engine(url)
     try:
         with driver_errors(), engine.begin() as connection:
             tables.migrate(connection)
@@ -180,7 +179,7 @@ def require_empty(url: str) -> None:
     """Raises Refused when the database holds a log, or a part of one. Makes nothing."""
     if not _exists(url):
         return
-    engine = _engine(url, reader_engine)
+    engine = reader_engine(url)
     try:
         with driver_errors(), engine.begin() as connection:
             _refuse_a_log(connection)
@@ -193,13 +192,6 @@ def _refuse_a_log(connection: Connection) -> None:
     for name in tables.IMMUTABLE:
         if name in there and connection.execute(select(tables.metadata.tables[name]).limit(1)).first():
             raise Refused(f"the database already holds {name}, and a restore changes no log; name an empty one")
-
-
-def _engine(url: str, make: Callable[[str], Engine]) -> Engine:
-    try:
-        return make(url)
-    except (ArgumentError, ImportError) as error:
-        raise InvalidInput(f"not the URL of a database that can be used: {error}") from None
 
 
 def _exists(url: str) -> bool:

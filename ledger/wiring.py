@@ -18,6 +18,7 @@ from ledger.actors import ActorServicer
 from ledger.certification import Certification
 from ledger.committer import Committer
 from ledger.config import LedgerConfig
+from ledger.following import Follower
 from ledger.founding import found
 from ledger.group_store import GroupStore
 from ledger.groups import Groups
@@ -50,6 +51,7 @@ class LedgerPart:
         settings = LogSettings(config.database_url, config.keys, config.origin)
         self.writer = Writer(settings, self.store)
         self.sequencer = Sequencer(self.writer)
+        self._follower = Follower(self.store)
         self.witnessing = open_witnessing(self.store, config.database_url, config.witnesses)
         checkpoints = self.witnessing.checkpoints
         self.view = ViewProcess(settings)
@@ -95,9 +97,11 @@ class LedgerPart:
     async def start(self) -> None:
         await self.writer.start()
         await self.view.start()
+        self._follower.start()
         self.witnessing.start()
 
     async def stop(self) -> None:
+        await asyncio.to_thread(self._follower.stop)
         await asyncio.to_thread(self.witnessing.stop)
 
     async def close(self) -> None:

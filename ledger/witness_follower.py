@@ -97,6 +97,8 @@ class WitnessFollower(threading.Thread):
         answer = self._send(head)
         if isinstance(answer, int):
             self._size = answer
+            if answer > self._store.head.size:
+                self._store.refresh()  # another process of this ledger may be ahead
             if head.size < answer <= self._store.head.size:
                 return  # somebody else showed it a later checkpoint of ours; the next round is for both
             answer = self._send(head)

@@ -6,6 +6,7 @@ A driver's own words name hosts, users and paths: they go to the log, and the ca
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,11 @@ _SQLITE_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 # data_corrupted and index_corrupted: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _POSTGRESQL_DAMAGE = ("XX001", "XX002")
 _POSTGRESQL_FULL = "53100"  # disk_full
+_PIECE = 1 << 20  # bytes
+_DISK_FAILS = (
+    "the disk of the ledger's database reports errors, nothing was acknowledged; look at the system's log, mend the "
+    "disk, then retry"
+)
 
 
 def writer_engine(url: str, *, synchronous: str = "FULL") -> Engine:
@@ -61,11 +67,38 @@ def meaning(error: DBAPIError) -> ModelLedgerError:
     sqlite = None if code is None else code & 0xFF
     if sqlite == sqlite3.SQLITE_FULL or getattr(error.orig, "sqlstate", None) == _POSTGRESQL_FULL:
         return Unreachable("the disk of the ledger's database is full, nothing was recorded; free space, then retry")
+    if sqlite == sqlite3.SQLITE_IOERR:
+        return Unreachable(_DISK_FAILS)
     if sqlite in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
         return Unreachable("the ledger's database file cannot be opened for writing; check its path and permissions")
     return Unreachable(
         "the ledger's database cannot be used; its log has the details: check the URL, permissions and free disk space"
     )
+
+
+def flush_again(connection: Connection) -> None:
+    """Write to disk once more what a transaction finds in a SQLite database. It must be a write transaction.
+
+    A commit that was cut off before its flush comes back with the write-ahead log, though it may be in memory only.
+    And once a flush has failed, the kernel takes what it could not write for written: the next flush succeeds without
+    it. So what is read back at a start, or after a failed commit, is written anew before anybody is told of it.
+    PostgreSQL does as much by itself, and stops when a flush fails.
+    """
+    if connection.dialect.name != "sqlite":
+        return
+    path = connection.exec_driver_sql("SELECT file FROM pragma_database_list WHERE name = 'main'").scalar()
+    try:
+        # Whoever has the write lock is the only one who may change this file.
+        file = os.open(f"{path}-wal", os.O_RDWR)
+        try:
+            for position in range(0, os.fstat(file).st_size, _PIECE):
+                os.pwrite(file, os.pread(file, _PIECE, position), position)
+            os.fdatasync(file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        log.error("database: what is in its write-ahead log cannot be flushed: %s", error)
+        raise Unreachable(_DISK_FAILS) from None
 
 
 def _is_sqlite(url: str) -> bool:

@@ -6,6 +6,7 @@ A driver's own words name hosts, users and paths: they go to the log, and the ca
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,11 @@ _POSTGRESQL_TCP = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
+_PIECE = 1 << 20  # bytes
+_DISK_FAILS = (
+    "the disk of the ledger's database reports errors, nothing was acknowledged; look at the system's log, mend the "
+    "disk, then retry"
+)
 
 
 def writer_engine(url: str, *, synchronous: str = "FULL") -> Engine:
@@ -90,6 +96,8 @@ def meaning(error: DBAPIError) -> ModelLedgerError:
         )
     if sqlite == sqlite3.SQLITE_FULL or postgresql == _POSTGRESQL_FULL:
         return Unreachable("the disk of the ledger's database is full, nothing was recorded; free space, then retry")
+    if sqlite == sqlite3.SQLITE_IOERR:
+        return Unreachable(_DISK_FAILS)
     if sqlite in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
         return Unreachable("the ledger's database file cannot be opened for writing; check its path and permissions")
     return Unreachable(
@@ -103,6 +111,31 @@ def _usable_url() -> Iterator[None]:
         yield
     except (ArgumentError, ImportError) as error:
         raise InvalidInput(f"not the URL of a database that can be used: {error}") from None
+
+
+def flush_again(connection: Connection) -> None:
+    """Write to disk once more what a transaction finds in a SQLite database. It must be a write transaction.
+
+    A commit that was cut off before its flush comes back with the write-ahead log, though it may be in memory only.
+    And once a flush has failed, the kernel takes what it could not write for written: the next flush succeeds without
+    it. So what is read back at a start, or after a failed commit, is written anew before anybody is told of it.
+    PostgreSQL does as much by itself, and stops when a flush fails.
+    """
+    if connection.dialect.name != "sqlite":
+        return
+    path = connection.exec_driver_sql("SELECT file FROM pragma_database_list WHERE name = 'main'").scalar()
+    try:
+        # Whoever has the write lock is the only one who may change this file.
+        file = os.open(f"{path}-wal", os.O_RDWR)
+        try:
+            for position in range(0, os.fstat(file).st_size, _PIECE):
+                os.pwrite(file, os.pread(file, _PIECE, position), position)
+            os.fdatasync(file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        log.error("database: what is in its write-ahead log cannot be flushed: %s", error)
+        raise Unreachable(_DISK_FAILS) from None
 
 
 def _is_sqlite(url: str) -> bool:

@@ -8,7 +8,8 @@
 The store decides nothing about events; the sequencer does, between `writing.known(...)` and `append`.
 
 Acknowledged means durable: SQLite runs with WAL and synchronous=FULL, PostgreSQL with synchronous_commit on.
-Start-up verifies instead of trusting; damage stops it with the position (`DamagedLog`), and is never repaired.
+Start-up verifies instead of trusting; damage stops it with the position (`DamagedLog`), and is never repaired. After
+a commit that failed nothing is trusted either: the next one flushes again what the database holds.
 
 Several processes may have a store on one database. Each write begins at the newest checkpoint there, under a lock that
 all of them take, and what others have written is taken over only if it continues what was seen here before.
@@ -24,10 +25,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy.exc import DBAPIError
 
 from ledger import tables
 from ledger.checkpoint import open_checkpoint
-from ledger.database import driver_errors, reader_engine, writer_engine
+from ledger.database import driver_errors, flush_again, reader_engine, writer_engine
 from ledger.edge import Edge, LogTiles
 from ledger.errors import Damaged, DamagedLog, NotFound, OtherLog
 from ledger.merkle import TILE_WIDTH, Tile, leaf_hash, root_from_tiles
@@ -63,12 +65,15 @@ class Store:
         self._reader = reader_engine(url)
         self._view_writer = writer_engine(url, synchronous="NORMAL")
         self._lock = threading.Lock()
+        self._in_doubt = False  # whether a commit failed since the database was last verified
         self._changed = threading.Condition()
         self.listeners: set[Listener] = set()
         self.full_tiles = FullTiles(self._reader)
         with driver_errors():
             with self._writer.begin() as connection:
                 tables.migrate(connection)
+            with self._writer.begin() as connection:
+                flush_again(connection)
             with self._reader.begin() as connection:  # one snapshot: others may be writing
                 self.head = self._load_head(connection)
 
@@ -78,9 +83,9 @@ class Store:
     def writing(self) -> Iterator[Writing]:
         """One write transaction. It ends committed and visible in `head`, or with nothing written."""
         with self._lock:
-            with self._writer.begin() as connection:
+            with self._doubt(), self._writer.begin() as connection:
                 tables.lock(connection, "modelledger")  # one writer over all processes on this database
-                head = self._newest_head(connection, self.head)
+                head = self._verified_head(connection)
                 writing = Writing(connection, head)
                 yield writing
                 if writing.size > head.size:
@@ -89,6 +94,23 @@ class Store:
                     self._at("before_commit")
             self._at("after_commit_before_ack")
         self.see(head)
+
+    @contextmanager
+    def _doubt(self) -> Iterator[None]:
+        """What the database did with a transaction that it reported an error for is found out by the next one."""
+        try:
+            yield
+        except DBAPIError:
+            self._in_doubt = True
+            raise
+
+    def _verified_head(self, connection: Connection) -> Head:
+        """The head that a write transaction starts from."""
+        if self._in_doubt:
+            flush_again(connection)
+        head = self._newest_head(connection, self.head)
+        self._in_doubt = False
+        return head
 
     def refresh(self) -> None:
         """See what another process on this database has committed since."""

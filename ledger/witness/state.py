@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import BigInteger, Column, Connection, LargeBinary, MetaData, String, Table, select, text
 
-from ledger.database import driver_errors, reader_engine, writer_engine
+from ledger.database import driver_errors, flush_again, reader_engine, writer_engine
 
 _metadata = MetaData()
 _witnessed = Table(
@@ -56,6 +56,8 @@ class State:
             _metadata.create_all(connection)
             for trigger in _TRIGGERS:
                 connection.execute(text(trigger))
+        with driver_errors(), self._writer.begin() as connection:
+            flush_again(connection)
 
     def get(self, origin_sha256: str) -> Witnessed | None:
         with driver_errors(), self._reader.connect() as connection:

@@ -10,9 +10,10 @@ import os
 import random
 import signal
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TypeVar
 
 from ledger.committer import Appended, Committer, Request
 from ledger.errors import NotFound, Unreachable
@@ -21,6 +22,7 @@ from ledger.store import Store
 from tests.databases import log_signer
 from tests.logs import artifact, event_of, signed
 
+T = TypeVar("T")
 Batch = Sequence[Request]
 
 
@@ -75,28 +77,28 @@ def write_all(url: str, requests: Sequence[Request], marks: Path, go: Connection
     """
     go.recv()
     file = os.open(marks, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    store = _open_at_last(url)
+    store = _insist(lambda: Store(url, log_signer()))
     with store._writer.connect() as connection:  # the only one in its pool, so the committer has it
         connection.exec_driver_sql("PRAGMA wal_autocheckpoint=24")
     committer = Committer(store)
     for number, request in enumerate(requests):
-        with store.view("faults", write=True) as rows:
-            rows.put(f"request/{number}", os.urandom(100))
-            rows.advance(rows.next_position + 1)
-        while True:
-            try:
-                committer.append(request)
-                break
-            except Unreachable:
-                continue
+        _insist(lambda: _write_unflushed(store))
+        _insist(lambda request=request: committer.append(request))
         os.write(file, b"%d\n" % number)
     os._exit(0)
 
 
-def _open_at_last(url: str) -> Store:
+def _write_unflushed(store: Store) -> None:
+    with store.view("faults", write=True) as rows:
+        rows.put("row", os.urandom(100))
+        rows.advance(rows.next_position + 1)
+
+
+def _insist(ask: Callable[[], T]) -> T:
+    """The answer once nothing is Unreachable any more."""
     while True:
         try:
-            return Store(url, log_signer())
+            return ask()
         except Unreachable:
             continue
 

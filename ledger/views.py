@@ -172,9 +172,9 @@ class ViewRunner:
             self._changed.notify_all()
 
     def _read_position(self) -> int:
-        self._store.refresh()
         with self._store.view(self.name) as rows:
             position = rows.next_position
+        self._store.refresh()  # afterwards: what another process has folded is in the log by now
         if position > self._store.head.size:
             raise Damaged(
                 f"the view {self.name!r} has folded {position} events, but the log has {self._store.head.size}; "

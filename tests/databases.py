@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psycopg
 import pytest
@@ -35,22 +35,47 @@ def log_signer(seed: bytes = SEED) -> LogSigner:
 
 
 class Cluster:
-    """A running PostgreSQL server on a Unix socket; `new_url` makes a fresh database."""
+    """A PostgreSQL server on a Unix socket, with fsync on; `new_url` makes a fresh database."""
 
-    def __init__(self, socket: Path) -> None:
-        self._socket = socket
+    def __init__(self, run: list[str], tools: Path, folder: Path, log: IO[bytes]) -> None:
+        options = ("-k", folder, "-c", "listen_addresses=", "-c", "shared_buffers=16MB")
+        self._command = [*run, tools / "postgres", "-D", folder / "data", *options]
+        self._is_ready = [tools / "pg_isready", "-q", "-h", folder]
+        self._socket = folder
+        self._log = log
         self._numbers = itertools.count(1)
+
+    def start(self) -> None:
+        """Start the server; after a crash it brings its data in order first."""
+        self._server = subprocess.Popen(self._command, stdout=self._log, stderr=self._log, cwd=self._socket)
+        deadline = time.monotonic() + 30
+        while subprocess.run(self._is_ready, check=False).returncode:
+            if self._server.poll() is not None or time.monotonic() > deadline:
+                raise TimeoutError("the server ended or did not answer within 30 seconds")
+            time.sleep(0.05)
+
+    def crash(self) -> None:
+        """Stop it at once: no transaction is ended, nothing is flushed."""
+        self._server.send_signal(signal.SIGQUIT)
+        self._server.wait(30)
+
+    def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
+        """As the superuser; every statement is a transaction."""
+        return psycopg.connect(f"host={self._socket} user=postgres dbname={database}", autocommit=True)
 
     def new_url(self) -> str:
         name = f"log{next(self._numbers)}"
-        with psycopg.connect(f"host={self._socket} user=postgres dbname=postgres", autocommit=True) as connection:
+        with self.connect() as connection:
             connection.execute(f"CREATE DATABASE {name}")
-        return f"postgresql+psycopg://postgres@/{name}?host={self._socket}"
+        return self.url(name)
+
+    def url(self, database: str, role: str = "postgres") -> str:
+        return f"postgresql+psycopg://{role}@/{database}?host={self._socket}"
 
 
 @contextmanager
 def postgresql_cluster() -> Iterator[Cluster]:
-    """Start a cluster, with fsync on, and stop it at the end (also when this process is killed)."""
+    """Start a cluster, and stop it at the end (also when this process is killed)."""
     if shutil.which("pg_config") is None:
         raise RuntimeError("these tests need PostgreSQL 15 or newer: no pg_config on PATH (apt-get install postgresql)")
     tools = Path(subprocess.check_output(["pg_config", "--bindir"], text=True).strip())
@@ -61,49 +86,23 @@ def postgresql_cluster() -> Iterator[Cluster]:
     if os.getuid() == 0:  # PostgreSQL refuses to run as root
         run += ["--reuid=postgres", "--regid=postgres", "--clear-groups"]
         shutil.chown(folder, "postgres", "postgres")
-    data = folder / "data"
     # A locale that does not sort by bytes: the order of keys must not depend on the server's.
     locale = ["--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en-US", "--encoding=UTF8"]
-    initialise = [*run, tools / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync", *locale]
+    initialise = [*run, tools / "initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust", "--no-sync", *locale]
     log = (folder / "server.log").open("wb")
     try:
         subprocess.run(initialise, check=True, stdout=log, stderr=log, cwd=folder)
-        server = subprocess.Popen(
-            [
-                *run,
-                tools / "postgres",
-                "-D",
-                data,
-                "-k",
-                folder,
-                "-c",
-                "listen_addresses=",
-                "-c",
-                "shared_buffers=16MB",
-            ],
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-        )
+        cluster = Cluster(run, tools, folder, log)
         try:
-            _wait_until_ready(tools, folder, server)
-            yield Cluster(folder)
+            cluster.start()
+            yield cluster
         finally:
-            server.send_signal(signal.SIGQUIT)  # immediate: nothing of it is kept
-            server.wait(30)
+            cluster.crash()  # nothing of it is kept
     except (subprocess.CalledProcessError, TimeoutError) as error:
         raise RuntimeError(f"PostgreSQL did not start: {error}\n{(folder / 'server.log').read_text()}") from error
     finally:
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _wait_until_ready(tools: Path, folder: Path, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
-    while subprocess.run([tools / "pg_isready", "-q", "-h", folder], check=False).returncode:
-        if server.poll() is not None or time.monotonic() > deadline:
-            raise TimeoutError("the server ended or did not answer within 30 seconds")
-        time.sleep(0.05)
 
 
 class StoreFactory:

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from ledger import envelope as dsse
 from ledger import possession, statement
 from ledger.committer import Appended, Committer, Request
-from ledger.events import LEDGER, ROLES
+from ledger.envelope import Signer
+from ledger.events import LEDGER, ROLES, TRAINER
 from ledger.kit.keys import FileSigner
 from ledger.sequencer import Sequencer
 from ledger.statement import Artifact, Event
@@ -54,6 +55,14 @@ def ref(item: Artifact) -> dict[str, Any]:
 def signed(event: Event, *signers: FileSigner) -> bytes:
     """The entry, signed by its actor unless others are given."""
     return dsse.sign(statement.encode(event), signers or [ACTORS[event.actor]])
+
+
+def dataset(name: str, key: Signer) -> tuple[str, bytes]:
+    """A dataset's registration in a log that is served: the event's id, and its entry."""
+    stream = f"datasets/{ORG}/{name}"
+    data = {"org": ORG, "name": name, "form": "messages", "examples": 100, "band": "minimum"}
+    event = Event("DatasetRegistered", stream, 1, TRAINER, (artifact(stream),), data)
+    return event.id, dsse.sign(statement.encode(event), [key])
 
 
 def event_of(entry: bytes) -> Event:

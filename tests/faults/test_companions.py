@@ -19,15 +19,11 @@ import pytest
 from modelledger.cli.child import Child, environment
 from modelledger.ledger.v1 import ledger_pb2, ledger_pb2_grpc, registry_pb2, registry_pb2_grpc
 
-from ledger import envelope as dsse
-from ledger import statement
-from ledger.envelope import Signer
 from ledger.kit.keys import actor_signer
 from ledger.signers import log_signer
-from ledger.statement import Event
 from ledger.store import Store
 from tests.audit import verify_whole_log
-from tests.logs import artifact
+from tests.logs import dataset
 
 T = TypeVar("T")
 PROCESSES = ["ledger.writer", "ledger.view_process"]
@@ -79,14 +75,6 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
         running = Ledger(data, child)
         yield running
         running.channel.close()
-
-
-def dataset(name: str, signer: Signer) -> tuple[str, bytes]:
-    """A dataset's registration: the event's id, and its entry."""
-    stream = f"datasets/acme/{name}"
-    data = {"org": "acme", "name": name, "form": "messages", "examples": 100, "band": "minimum"}
-    event = Event("DatasetRegistered", stream, 1, "trainer", (artifact(stream),), data)
-    return event.id, dsse.sign(statement.encode(event), [signer])
 
 
 def test_kill_the_writer_under_load(ledger: Ledger) -> None:

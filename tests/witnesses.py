@@ -16,14 +16,21 @@ from modelledger.cli.child import Child, environment
 
 from ledger.add_checkpoint import encode_request
 from ledger.checkpoint import sign_checkpoint
+from ledger.cosignature import add_lines, cosignatures
 from ledger.edge import Edge
 from ledger.merkle import consistency_proof, leaf_hash
-from ledger.note import Cosigner, LogSigner, Verifier
+from ledger.note import Cosigner, LogSigner, NoteSignature, Verifier
 
 
 def cosigner(number: int) -> Cosigner:
     """The same witness key for the same number."""
     return Cosigner(f"witness.example/w{number}", Ed25519PrivateKey.from_private_bytes(bytes([100 + number]) * 32))
+
+
+def signature(note: bytes, witness: Cosigner, time: int = 7) -> NoteSignature:
+    """A witness's cosignature on a checkpoint, verified."""
+    line = witness.cosign(note.partition(b"\n\n")[0] + b"\n", time)
+    return cosignatures(add_lines(note, [line]), [witness.verifier])[0]
 
 
 @dataclass

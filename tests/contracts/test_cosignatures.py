@@ -10,15 +10,15 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from ledger.cosignature import add_lines, cosignatures
+from ledger.cosignature import add_lines
 from ledger.cosignature_store import CosignatureStore
 from ledger.cosigned import LOOK_BACK, CosignedCheckpoints, PlainCheckpoints
 from ledger.errors import NotReady
-from ledger.note import Cosigner, NoteSignature
+from ledger.note import Cosigner
 from ledger.trust_policy import TrustPolicy, parse_trust_policy
 from tests.databases import StoreFactory
 from tests.logs import Log
-from tests.witnesses import cosigner
+from tests.witnesses import cosigner, signature
 
 W1, W2, W3 = cosigner(1), cosigner(2), cosigner(3)
 BOTH = b"".join(b"witness %d %s\n" % (n, w.vkey().encode()) for n, w in ((1, W1), (2, W2)))
@@ -43,11 +43,6 @@ class Cosigning:
         for witness in witnesses:
             self.stored.add(head.size, signature(head.checkpoint, witness, time))
         return head.size, head.checkpoint
-
-
-def signature(note: bytes, witness: Cosigner, time: int = 7) -> NoteSignature:
-    line = witness.cosign(note.partition(b"\n\n")[0] + b"\n", time)
-    return cosignatures(add_lines(note, [line]), [witness.verifier])[0]
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ DATABASE = {
     "database",
     "group_store",
     "group_tables",
+    "privileges",
     "store",
     "store_recorder",
     "tables",

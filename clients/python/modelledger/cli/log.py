@@ -184,6 +184,27 @@ def restore(file: Path, data: Path | None, database: str, trusted: tuple[str, ..
     return click.echo(f"{audited.size} events of {audited.origin} restored and verified")
 
 
+@log.command()
+@click.option("--database", required=True, metavar="URL", help="The ledger's database, under the role that owns it.")
+@click.option("--role", default="", help="PostgreSQL role that ledgers run under: it may append, and change nothing.")
+@json_option
+def migrate(database: str, role: str, as_json: bool) -> None:
+    """Bring a ledger's database to the form that this version needs.
+
+    A ledger does so itself when it starts, if its role may. With --role that role gets the rights a ledger needs, and
+    loses all others on these tables: the log cannot be changed under it.
+    """
+    from ledger.privileges import migrate as migrate_database
+
+    applied = migrate_database(database, role)
+    if as_json:
+        return print_json({"applied": applied, "role": role})
+    click.echo(f"applied: {', '.join(applied)}" if applied else "nothing to migrate")
+    if role:
+        click.echo(f"{role} may read and append, and change nothing of the log")
+    return None
+
+
 def _url(data: Path | None, database: str) -> str:
     if (data is None) == (not database):
         raise click.UsageError("name the ledger's --data directory or its --database URL, one of them")

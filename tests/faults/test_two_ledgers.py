@@ -130,5 +130,6 @@ def test_the_database_dies_mid_load(ledgers: TwoLedgers, cluster: Cluster, fault
             fault(cluster)
             for ledger in (load.writer, load.reader):
                 load.first_append(ledger)
-    assert load.refusals == {grpc.StatusCode.UNAVAILABLE}
+    # A session that ends between two commits is replaced before anybody notices.
+    assert load.refusals <= {grpc.StatusCode.UNAVAILABLE}
     load.check()

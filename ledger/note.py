@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import Final
 
@@ -121,7 +122,7 @@ class LogSigner:
     name: str
     private_key: Ed25519PrivateKey
 
-    @property
+    @cached_property
     def verifier(self) -> Verifier:
         return _verifier(self.name, ED25519, self.private_key)
 
@@ -143,7 +144,7 @@ class Cosigner:
     name: str
     private_key: Ed25519PrivateKey
 
-    @property
+    @cached_property
     def verifier(self) -> Verifier:
         return _verifier(self.name, COSIGNATURE_V1, self.private_key)
 

@@ -30,6 +30,7 @@ from sqlalchemy.exc import DBAPIError
 from ledger import tables
 from ledger.checkpoint import open_checkpoint
 from ledger.database import driver_errors, flush_again, reader_engine, writer_engine
+from ledger.driver import Driver, Statement
 from ledger.edge import Edge, LogTiles
 from ledger.errors import Damaged, DamagedLog, NotFound, OtherLog
 from ledger.merkle import TILE_WIDTH, Tile, leaf_hash, root_from_tiles
@@ -234,7 +235,8 @@ class Store:
 
     def _newest_head(self, connection: Connection, seen: Head) -> Head:
         """The head that the database has now. Raises DamagedLog when it does not continue the one that was seen."""
-        if (connection.execute(_NEWEST_NOTE).scalar() or b"") == seen.checkpoint:
+        newest = Driver(connection).rows(_NEWEST_NOTE)
+        if (newest[0][0] if newest else b"") == seen.checkpoint:
             return seen
         head = self._load_head(connection)
         if head.size < seen.size or root_from_tiles(self.tiles(head), seen.size) != seen.edge.root():
@@ -290,7 +292,7 @@ class Store:
 
 
 _NEWEST_CHECKPOINT = select(tables.checkpoints).order_by(tables.checkpoints.c.size.desc()).limit(1)
-_NEWEST_NOTE = _NEWEST_CHECKPOINT.with_only_columns(tables.checkpoints.c.note)
+_NEWEST_NOTE = Statement("SELECT note FROM checkpoints ORDER BY size DESC LIMIT 1")
 EVENT_COLUMNS = select(
     tables.events.c.position,
     tables.events.c.id,

@@ -8,13 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, select
 
 from ledger import tables
+from ledger.driver import Driver, Statement
 from ledger.tables import begins_with
 
 MAX_SCAN = 1_000
+
+_POSITION = Statement("SELECT next_position FROM view_positions WHERE view = ?")
+_ONE = Statement("SELECT document FROM view_rows WHERE view = ? AND key = ?")
+_MANY = Statement("SELECT key, document FROM view_rows WHERE view = ? AND key IN (SELECT value FROM {given})")
+_CLEAR = Statement("DELETE FROM view_rows WHERE view = ?")
+_PUT = Statement(
+    "INSERT INTO view_rows (view, key, document) VALUES (?, ?, ?) "
+    "ON CONFLICT (view, key) DO UPDATE SET document = excluded.document"
+)
+_MOVE = Statement(
+    "INSERT INTO view_positions (view, next_position) VALUES (?, ?) "
+    "ON CONFLICT (view) DO UPDATE SET next_position = excluded.next_position"
+)
 
 
 class ViewMoved(Exception):
@@ -26,6 +39,7 @@ class ViewRows:
 
     def __init__(self, connection: Connection, view: str) -> None:
         self._connection = connection
+        self._driver = Driver(connection)
         self._view = view
         self._start: int | None = None
         self._next: int | None = None
@@ -38,9 +52,7 @@ class ViewRows:
         """How many events are folded."""
         if self._next is not None:
             return self._next
-        column = tables.view_positions.c
-        query = select(column.next_position).where(column.view == self._view)
-        self._start = self._connection.execute(query).scalar() or 0
+        self._start = _position(self._driver, self._view)
         return self._start
 
     def advance(self, next_position: int) -> None:
@@ -54,19 +66,14 @@ class ViewRows:
             return self._changed[key]
         if self._cleared or key in self._seen:
             return self._seen.get(key)
-        column = tables.view_rows.c
-        query = select(column.document).where(column.view == self._view, column.key == key)
-        document = self._connection.execute(query).scalar()
-        return None if document is None else bytes(document)
+        found = self._driver.rows(_ONE, self._view, key)
+        return found[0][0] if found else None
 
     def fetch(self, keys: Iterable[str]) -> None:
         """Read many rows at once, present or not; `get` answers them from memory after that."""
-        column = tables.view_rows.c
-        for some in tables.pieces(set(keys) - self._seen.keys()):
-            query = select(column.key, column.document).where(column.view == self._view, column.key.in_(some))
-            self._seen |= dict.fromkeys(some) | {
-                row.key: bytes(row.document) for row in self._connection.execute(query)
-            }
+        missing = list({*keys} - self._seen.keys())
+        self._seen |= dict.fromkeys(missing)
+        self._seen.update(self._driver.rows(_MANY, self._view, missing))
 
     def put(self, key: str, document: bytes) -> None:
         self._changed[key] = document
@@ -101,23 +108,15 @@ class ViewRows:
         """Write the changes in the caller's transaction. Raises ViewMoved."""
         if self._next is None:
             return
-        rows, positions = tables.view_rows, tables.view_positions
-        stored = select(positions.c.next_position).where(positions.c.view == self._view).with_for_update()
-        if (connection.execute(stored).scalar() or 0) != self._start:
+        driver = Driver(connection)
+        if _position(driver, self._view) != self._start:
             raise ViewMoved(f"view {self._view!r} is not at {self._start} any more")
         if self._cleared:
-            connection.execute(rows.delete().where(rows.c.view == self._view))
-        if self._changed:
-            upsert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(rows)
-            connection.execute(
-                upsert.on_conflict_do_update(
-                    index_elements=[rows.c.view, rows.c.key], set_={"document": upsert.excluded.document}
-                ),
-                [
-                    {"view": self._view, "key": key, "document": document}
-                    for key, document in sorted(self._changed.items())
-                ],
-            )
-        moved = positions.update().where(positions.c.view == self._view).values(next_position=self._next)
-        if not connection.execute(moved).rowcount:
-            connection.execute(insert(positions).values(view=self._view, next_position=self._next))
+            driver.write(_CLEAR, [(self._view,)])
+        driver.write(_PUT, [(self._view, key, document) for key, document in sorted(self._changed.items())])
+        driver.write(_MOVE, [(self._view, self._next)])
+
+
+def _position(driver: Driver, view: str) -> int:
+    found = driver.rows(_POSITION, view)
+    return found[0][0] if found else 0

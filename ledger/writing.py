@@ -4,49 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, select, text
+from sqlalchemy import Connection
 
-from ledger import tables
 from ledger.checkpoint import sign_checkpoint
+from ledger.driver import Driver, Statement
 from ledger.edge import Edge
 from ledger.envelope import MAX_ENTRY
 from ledger.errors import EventTooLarge
 from ledger.events import KINDS
-from ledger.merkle import leaf_hash
+from ledger.merkle import Tile, leaf_hash
 from ledger.note import LogSigner
 from ledger.rules import Introduced, Known
 from ledger.statement import Event
 
-# Statements that every batch executes, built once.
-_INTRODUCED = (
-    select(
-        tables.introductions.c.sha256,
-        tables.introductions.c.name,
-        tables.introductions.c.position,
-        tables.revocations.c.position,
-    )
-    .outerjoin(tables.revocations, tables.introductions.c.sha256 == tables.revocations.c.sha256)
-    .where(tables.introductions.c.sha256.in_(bindparam("sha256", expanding=True)))
+_INTRODUCED = Statement(
+    "SELECT introductions.sha256, introductions.name, introductions.position, revocations.position "
+    "FROM introductions LEFT JOIN revocations ON revocations.sha256 = introductions.sha256 "
+    "WHERE introductions.sha256 IN (SELECT value FROM {given})"
 )
-_STORED = select(tables.events.c.id, tables.events.c.position, tables.events.c.payload_sha256).where(
-    tables.events.c.id.in_(bindparam("id", expanding=True))
+_STORED = Statement("SELECT id, position, payload_sha256 FROM events WHERE id IN (SELECT value FROM {given})")
+# The newest version of each stream by itself: grouping them would walk every version of a long stream.
+_NEWEST = Statement("SELECT given.value, (SELECT max(version) FROM events WHERE stream = given.value) FROM {given}")
+_INSERT_EVENT = Statement(
+    "INSERT INTO events (position, id, stream, version, kind, payload_sha256, leaf_hash, entry) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
-_NEWEST = (
-    select(tables.events.c.stream, func.max(tables.events.c.version))
-    .where(tables.events.c.stream.in_(bindparam("stream", expanding=True)))
-    .group_by(tables.events.c.stream)
-)
-_INSERT_EVENT = tables.events.insert()
-_INSERT_CHECKPOINT = tables.checkpoints.insert()
-# Both databases spell it so; SQLAlchemy's own form is compiled anew each time.
-_INTRODUCE = text(
-    "INSERT INTO introductions (sha256, name, position) VALUES (:sha256, :name, :position) ON CONFLICT DO NOTHING"
-)
+_INSERT_TILE = Statement("INSERT INTO tiles (level, tile, hashes) VALUES (?, ?, ?)")
+_INSERT_CHECKPOINT = Statement("INSERT INTO checkpoints (size, previous, note) VALUES (?, ?, ?)")
+# What an earlier event introduced under the same name stays as it is.
+_INTRODUCE = Statement("INSERT INTO introductions (sha256, name, position) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
+_REVOKE = Statement("INSERT INTO revocations (sha256, position) VALUES (?, ?)")
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One event as a row. introduced: (sha256, name) pairs; revoked: digests."""
 
     id: str
@@ -87,7 +79,7 @@ class Writing:
     """The inside of one write transaction."""
 
     def __init__(self, connection: Connection, head: Head) -> None:
-        self._connection = connection
+        self._driver = Driver(connection)
         self._start = head.size
         self.edge = head.edge.copy()
 
@@ -98,57 +90,38 @@ class Writing:
     def known(self, *, digests: Iterable[str], ids: Iterable[str], streams: Iterable[str]) -> Known:
         """What the rules need to know about these. Keys are the caller's to keep."""
         known = Known(size=self.size)
-        execute = self._connection.execute
-        for some in tables.pieces(digests):
-            for sha256, name, position, revoked_at in execute(_INTRODUCED, {"sha256": some}):
-                earlier = known.artifacts.get(sha256)
-                names = earlier.names | {name} if earlier else frozenset((name,))
-                first = min(earlier.index, position) if earlier else position
-                known.artifacts[sha256] = Introduced(names, first, revoked_at)
-        for some in tables.pieces(ids):
-            known.ids.update({id: (position, digest) for id, position, digest in execute(_STORED, {"id": some})})
-        for some in tables.pieces(streams):
-            known.streams.update({stream: version for stream, version in execute(_NEWEST, {"stream": some})})
+        rows = self._driver.rows
+        for sha256, name, position, revoked_at in rows(_INTRODUCED, list({*digests})):
+            earlier = known.artifacts.get(sha256)
+            names = earlier.names | {name} if earlier else frozenset((name,))
+            first = min(earlier.index, position) if earlier else position
+            known.artifacts[sha256] = Introduced(names, first, revoked_at)
+        known.ids = {id: (position, digest) for id, position, digest in rows(_STORED, list({*ids}))}
+        known.streams = {stream: version for stream, version in rows(_NEWEST, list({*streams})) if version}
         return known
 
     def append(self, rows: Sequence[Row]) -> None:
         """Insert events at the next positions, with the tiles they complete."""
         if not rows:
             return
-        position, completed, values = self.size, [], []
-        for offset, row in enumerate(rows):
+        completed: list[tuple[Tile, bytes]] = []
+        events, revoked = [], []
+        introduced: dict[tuple[str, str], int] = {}
+        for position, row in enumerate(rows, self.size):
             if len(row.entry) > MAX_ENTRY:
                 raise EventTooLarge(f"an entry of {len(row.entry)} bytes; at most {MAX_ENTRY} fit into a bundle")
             leaf = leaf_hash(row.entry)
             completed += self.edge.append(leaf)
-            values.append(
-                {
-                    "position": position + offset,
-                    "id": row.id,
-                    "stream": row.stream,
-                    "version": row.version,
-                    "kind": row.kind,
-                    "payload_sha256": row.payload_sha256,
-                    "leaf_hash": leaf,
-                    "entry": row.entry,
-                }
-            )
-        execute = self._connection.execute
-        execute(_INSERT_EVENT, values)
-        if completed:
-            execute(
-                tables.tiles.insert(),
-                [{"level": t.level, "tile": t.index, "hashes": hashes} for t, hashes in completed],
-            )
-        introduced: dict[tuple[str, str], int] = {}
-        for offset, row in enumerate(rows):
+            events.append((position, row.id, row.stream, row.version, row.kind, row.payload_sha256, leaf, row.entry))
             for pair in row.introduced:
-                introduced.setdefault(pair, position + offset)
-            for sha256 in dict.fromkeys(row.revoked):  # one digest may be a subject under two names
-                execute(tables.revocations.insert().values(sha256=sha256, position=position + offset))
-        if introduced:
-            # What an earlier event introduced under the same name stays as it is.
-            execute(_INTRODUCE, [{"sha256": s, "name": n, "position": at} for (s, n), at in introduced.items()])
+                introduced.setdefault(pair, position)
+            # One digest may be a subject under two names.
+            revoked += [(sha256, position) for sha256 in dict.fromkeys(row.revoked)]
+        write = self._driver.write
+        write(_INSERT_EVENT, events)
+        write(_INSERT_TILE, [(tile.level, tile.index, hashes) for tile, hashes in completed])
+        write(_INTRODUCE, [(sha256, name, position) for (sha256, name), position in introduced.items()])
+        write(_REVOKE, revoked)
 
     def seal(self, signer: LogSigner) -> Head:
         """Sign and insert the checkpoint of the tree as it is now."""
@@ -158,4 +131,4 @@ class Writing:
 
     def keep(self, size: int, previous: int, note: bytes) -> None:
         """Insert a signed checkpoint that follows the one of size `previous`."""
-        self._connection.execute(_INSERT_CHECKPOINT, {"size": size, "previous": previous, "note": note})
+        self._driver.write(_INSERT_CHECKPOINT, [(size, previous, note)])

@@ -51,6 +51,7 @@ CHILD_PROCESS = {
 DATABASE = {
     "cosignature_store",
     "database",
+    "driver",
     "group_store",
     "group_tables",
     "privileges",

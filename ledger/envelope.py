@@ -177,7 +177,7 @@ def parse(data: bytes, payload_type: str = PAYLOAD_TYPE) -> Envelope:
 
 def stored_payload(entry: bytes) -> bytes:
     """The payload of an entry that `parse` has accepted before; nothing is checked again."""
-    return binascii.a2b_base64(json.loads(entry)["payload"].replace("-", "+").replace("_", "/"))
+    return binascii.a2b_base64(json.loads(entry.decode())["payload"].replace("-", "+").replace("_", "/"))
 
 
 def verify(envelope: Envelope, keyid: str, public_key: PublicKey) -> None:

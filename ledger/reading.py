@@ -6,8 +6,9 @@ All of it is computation on one request at a time; nothing here touches the data
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from ledger import envelope as dsse
 from ledger import rules, schema, statement
@@ -19,8 +20,7 @@ from ledger.store import StoredRow
 Keys = Mapping[str, ActorKey]
 
 
-@dataclass(frozen=True)
-class Read:
+class Read(NamedTuple):
     """One envelope, read and verified, and its bytes as they came."""
 
     candidate: Candidate

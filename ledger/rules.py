@@ -22,7 +22,6 @@ from ledger.events import KINDS, LEDGER, Kind
 from ledger.key_rules import KEY_KINDS, about, check_keys, compromised_from, decode
 from ledger.statement import Artifact, Event
 
-_STREAM_FIELD = re.compile(r"\{(\w+)\}")
 # Fields that become parts of resource names, of streams and of keys; see ledger/resource_names.py.
 _NAME_FIELDS = frozenset({"org", "model", "run", "quantization", "certificate", "key", "base", "actor"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -177,11 +176,18 @@ def _actor(known: Known, candidate: Candidate, kind: Kind) -> Iterator[Violation
 
 
 def _stream(event: Event, kind: Kind) -> Iterator[Violation]:
-    stream = _STREAM_FIELD.sub(lambda found: str(event.data.get(found[1])), kind.stream)
+    stream = kind.stream.format_map(_Fields(event.data))
     if not (event.stream.startswith(stream) if stream.endswith("/") else event.stream == stream):
         yield _violation(
             "predicate.event.stream", "MALFORMED_EVENT", f"this {kind.name} belongs into the stream {stream}"
         )
+
+
+class _Fields(dict[str, Any]):
+    """An event's data as the parts of a stream's name; a field that is absent makes a name that no stream has."""
+
+    def __missing__(self, name: str) -> None:
+        return None
 
 
 def _position(known: Known, event: Event) -> Iterator[Violation]:
@@ -235,10 +241,11 @@ def _artifacts(known: Known, event: Event, kind: Kind) -> Iterator[Violation]:
 
 def _data_agrees(event: Event) -> Iterator[Violation]:
     """What an event's data says about artifacts is what its subjects and materials say."""
+    found = list(_digests(event.data, "predicate.data"))
     named: dict[str, set[str]] = {}
-    for artifact in (*event.materials, *event.subjects):
+    for artifact in (*event.materials, *event.subjects) if found else ():
         named.setdefault(artifact.sha256, set()).add(artifact.name)
-    for path, owner, digest in _digests(event.data, "predicate.data"):
+    for path, owner, digest in found:
         names = named.get(digest)
         expected = owner.get("name") if path.endswith(".sha256") else None
         if path.endswith((".baseSha256", ".base_sha256")):
@@ -247,8 +254,9 @@ def _data_agrees(event: Event) -> Iterator[Violation]:
             yield _violation(path, "UNKNOWN_MATERIAL", f"{digest} is neither a subject nor a material of this event")
         elif isinstance(expected, str) and expected and expected not in names:
             yield _violation(path, "UNKNOWN_MATERIAL", f"is {sorted(names)}, not {expected!r}")
-    materials = {material.name for material in event.materials}
-    for path, name in _material_names(event):
+    required = list(_material_names(event))
+    materials = {material.name for material in event.materials} if required else set()
+    for path, name in required:
         if name not in materials:
             yield _violation(path, "UNKNOWN_MATERIAL", f"{name} is not a material of this event")
     yield from _adapters_agree(event)
@@ -307,14 +315,16 @@ def _digests(value: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any], st
     """Every digest named anywhere in an event's data, with its place and the object it stands in."""
     if isinstance(value, dict):
         for name, child in value.items():
-            # proto3 JSON reads both spellings of a field, baseSha256 and base_sha256.
-            if name.lower().endswith("sha256") and isinstance(child, str) and child:
-                yield f"{path}.{name}", value, child
-            else:
+            if isinstance(child, str):
+                # proto3 JSON reads both spellings of a field, baseSha256 and base_sha256.
+                if child and name.lower().endswith("sha256"):
+                    yield f"{path}.{name}", value, child
+            elif isinstance(child, dict | list):
                 yield from _digests(child, f"{path}.{name}")
     elif isinstance(value, list):
         for position, child in enumerate(value):
-            yield from _digests(child, f"{path}[{position}]")
+            if isinstance(child, dict | list):
+                yield from _digests(child, f"{path}[{position}]")
 
 
 def current_key(known: Known, actor: str) -> ActorKey | None:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from ledger import strict_json
 from ledger.errors import MalformedEvent, Violation
@@ -20,6 +20,8 @@ from ledger.events import PREDICATE_PREFIX
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 MAX_ARTIFACTS = 1_000
+MAX_TEXT = 600  # characters of an event's own fields
+MAX_NAME = 300  # characters of an artifact's name
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # RFC 3339, UTC only; [0-9] because \d reads other alphabets' digits too.
@@ -27,12 +29,14 @@ _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-
 _TEXT = re.compile(r"[^\x00-\x1f\x7f]*")  # without control characters; PostgreSQL cannot even store NUL
 _STREAM = re.compile(r"[a-z0-9][a-z0-9-]*(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_ID_STREAM_TIME = re.compile("\n".join(f"({form.pattern})" for form in (_UUID, _STREAM, _TIME)))
+_SHA256_NAME = re.compile(_SHA256.pattern + _TEXT.pattern)
 _EVENT_FIELDS = {"id", "stream", "version", "kind", "time", "actor", "correlation", "causation"}
 _REQUIRED_EVENT_FIELDS = _EVENT_FIELDS - {"correlation", "causation"}
+_NOTHING_SAID = {"correlation": "", "causation": ""}
 
 
-@dataclass(frozen=True, order=True)
-class Artifact:
+class Artifact(NamedTuple):
     """Bytes by name and hex SHA-256."""
 
     name: str
@@ -95,6 +99,61 @@ def decode(payload: bytes) -> Event:
         value = strict_json.loads(payload)
     except ValueError as error:
         raise MalformedEvent(f"statement: {error}") from None
+    return _sound(value) or _checked(value)
+
+
+def _sound(value: Any) -> Event | None:
+    """The event of a statement that has no fault, in half the time of `_checked`; None says nothing yet."""
+    try:
+        predicate = value["predicate"]
+        about, data = predicate["event"], predicate["data"]
+        version, kind, time = about["version"], about["kind"], about["time"]
+        subjects, materials = _sound_artifacts(value["subject"]), _sound_artifacts(predicate["materials"])
+        free = "".join((kind, about["actor"], about.get("correlation", ""), about.get("causation", "")))
+        sound = (
+            (len(value), len(predicate)) == (4, 3)
+            and value["_type"] == STATEMENT_TYPE
+            and value["predicateType"] == f"{PREDICATE_PREFIX}{kind}/v1"
+            and about.keys() <= _EVENT_FIELDS
+            and type(version) is int
+            and 1 <= version < 2**53
+            and type(data) is dict
+            and subjects
+            and materials is not None
+            and len(free) <= MAX_TEXT
+            and _TEXT.fullmatch(free)
+            and _ID_STREAM_TIME.fullmatch("\n".join((about["id"], about["stream"], time)))
+            and _is_a_time(time)
+        )
+    except (KeyError, TypeError, AttributeError):
+        return None
+    return _event(about, subjects, data, materials) if sound else None
+
+
+def _sound_artifacts(descriptors: Any) -> tuple[Artifact, ...] | None:
+    if type(descriptors) is not list or len(descriptors) > MAX_ARTIFACTS:
+        return None
+    found = []
+    for item in descriptors:
+        digest, name = item["digest"], item["name"]
+        sha256 = digest["sha256"]
+        if (len(item), len(digest), len(sha256)) != (2, 1, 64) or not 1 <= len(name) <= MAX_NAME:
+            return None
+        if not _SHA256_NAME.fullmatch(sha256 + name):
+            return None
+        found.append(Artifact(name, sha256))
+    return tuple(found) if len(found) < 2 or len(set(found)) == len(found) else None
+
+
+def _event(about: dict[str, Any], subjects: Any, data: Any, materials: Any) -> Event:
+    """An event from its parts. What __init__ of a frozen class does field by field takes a tenth of reading it."""
+    event = object.__new__(Event)
+    event.__dict__.update(_NOTHING_SAID, **about, subjects=subjects, data=data, materials=materials)
+    return event
+
+
+def _checked(value: Any) -> Event:
+    """The event, or MalformedEvent."""
     problems: list[Violation] = []
 
     def wrong(where: str, description: str) -> None:
@@ -131,8 +190,10 @@ def decode(payload: bytes) -> Event:
         wrong("predicate.event.version", "is not a positive integer")
     texts = {name: about.get(name, "") for name in _EVENT_FIELDS - {"version"}}
     for name, text in texts.items():
-        if not isinstance(text, str) or len(text) > 600 or not _TEXT.fullmatch(text):
-            wrong(f"predicate.event.{name}", "is not a text of at most 600 characters without control characters")
+        if not isinstance(text, str) or len(text) > MAX_TEXT or not _TEXT.fullmatch(text):
+            wrong(
+                f"predicate.event.{name}", f"is not a text of at most {MAX_TEXT} characters without control characters"
+            )
             texts[name] = ""
     for name, form in (("id", _UUID), ("stream", _STREAM), ("time", _TIME)):
         if name in about and not form.fullmatch(texts[name]):
@@ -163,14 +224,9 @@ def decode(payload: bytes) -> Event:
 
 def recall(payload: bytes) -> Event:
     """The event in a statement that `decode` has accepted before; nothing is checked again."""
-    value = json.loads(payload)
+    value = json.loads(payload.decode())
     predicate = value["predicate"]
-    return Event(
-        **predicate["event"],
-        subjects=_recalled(value["subject"]),
-        data=predicate["data"],
-        materials=_recalled(predicate["materials"]),
-    )
+    return _event(predicate["event"], _recalled(value["subject"]), predicate["data"], _recalled(predicate["materials"]))
 
 
 def _recalled(descriptors: list[dict[str, Any]]) -> tuple[Artifact, ...]:
@@ -201,7 +257,7 @@ def _artifacts(value: Any, where: str, wrong: Any) -> tuple[Artifact, ...]:
         if (
             not isinstance(digest, dict)
             or not isinstance(name, str)
-            or not 1 <= len(name) <= 300
+            or not 1 <= len(name) <= MAX_NAME
             or not _TEXT.fullmatch(name)
             or not isinstance(sha256, str)
             or not _SHA256.fullmatch(sha256)

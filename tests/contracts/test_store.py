@@ -234,7 +234,7 @@ _WITHDRAWAL = ("base-models/tiny", [artifact("base-models/tiny")], {"key": "tiny
 
 
 def test_a_digest_under_two_names_is_revoked_once(log: Log) -> None:
-    twin = replace(artifact("base-models/tiny"), name="base-models/twin")
+    twin = artifact("base-models/tiny")._replace(name="base-models/twin")
     data = {"key": "twin", "architecture": "llama", "size": "9"}
     log.append(log.base(), log.sign("trainer", "BaseModelRegistered", "base-models/twin", [twin], data))
     stream, subjects, reason = _WITHDRAWAL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -105,6 +105,8 @@ def _subject(**fields: Any) -> Change:
         (lambda v: v["predicate"].update(event=[]), "predicate.event"),
         (lambda v: v["predicate"].update(data=[]), "predicate.data"),
         (lambda v: v["predicate"].update(materials=[{}] * 1_001), "predicate.materials"),
+        (lambda v: v["predicate"].update(materials={}), "predicate.materials"),
+        (lambda v: v["predicate"].update(materials=""), "predicate.materials"),
         (lambda v: v["predicate"]["event"].pop("id"), "predicate.event.id"),
         (_about(other="x"), "predicate.event.other"),
         (_about(version=0), "predicate.event.version"),
@@ -164,3 +166,27 @@ def test_every_problem_is_reported_at_once() -> None:
 def test_what_is_no_statement_at_all(payload: bytes) -> None:
     with pytest.raises(MalformedEvent, match="statement"):
         statement.decode(payload)
+
+
+@given(events, st.data())
+def test_the_short_reading_agrees_with_the_explaining_one(event: Event, data: st.DataObject) -> None:
+    """Whatever is done to one place of a sound statement, both say the same of it."""
+    value = json.loads(statement.encode(event))
+    place, key = data.draw(st.sampled_from(list(_places(value))))
+    change = data.draw(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | names | artifacts)
+    change = data.draw(st.sampled_from([change, [change], {"name": change}, f"{place[key]}\n", f"{place[key]}"]))
+    place[key] = change
+    short = statement._sound(value)
+    try:
+        explained = statement._checked(value)
+    except MalformedEvent:
+        explained = None
+    assert short is None or short == explained
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Everything that can be replaced in a document: a container and a key of it."""
+    for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+        yield value, key
+        if isinstance(child, dict | list):
+            yield from _places(child)

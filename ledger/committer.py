@@ -20,6 +20,7 @@ from ledger.merkle import inclusion_proofs
 from ledger.reading import Read, read_requests
 from ledger.rules import Known
 from ledger.store import Store
+from ledger.verifying import Verify, verify_here
 from ledger.writing import row_of
 
 Request = Sequence[bytes]
@@ -38,8 +39,9 @@ class Appended:
 class Committer:
     """Decides and writes, for one store. Not for two threads at once."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, verify: Verify = verify_here) -> None:
         self.store = store
+        self._verify = verify
         self._keys = ActorKeys(store)
 
     def append(self, envelopes: Request) -> Appended:
@@ -50,14 +52,14 @@ class Committer:
         return result
 
     def commit(self, requests: Sequence[Request]) -> list[Appended | Exception]:
-        read = read_requests(requests, self._keys.known)
+        read = read_requests(requests, self._keys.known, self._verify)
         accepted: list[Read] = []
         indexes: list[tuple[int, ...] | Exception] = []
         with driver_errors(), self.store.writing() as writing:
             if writing.size != self._keys.size:
                 # Another process wrote, or a commit of ours went through unacknowledged.
                 self._keys.catch_up(writing.size)
-                read = read_requests(requests, self._keys.known)
+                read = read_requests(requests, self._keys.known, self._verify)
             events = [item.candidate.event for items in read if isinstance(items, list) for item in items]
             known = writing.known(
                 digests=(a.sha256 for event in events for a in (*event.materials, *event.subjects)),

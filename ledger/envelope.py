@@ -186,9 +186,14 @@ def verify(envelope: Envelope, keyid: str, public_key: PublicKey) -> None:
     if signature is None:
         raise InvalidSignature(f"the envelope has no signature by key {keyid}")
     if not is_signed(public_key, signature.sig, pae(envelope.payload_type, envelope.payload)):
-        raise InvalidSignature(
-            f"the signature by key {keyid} does not fit the payload: it was changed, or signed with another key"
-        )
+        raise misfit(keyid)
+
+
+def misfit(keyid: str) -> InvalidSignature:
+    """The error for a signature that its key did not make."""
+    return InvalidSignature(
+        f"the signature by key {keyid} does not fit the payload: it was changed, or signed with another key"
+    )
 
 
 def is_signed(public_key: PublicKey, signature: bytes, message: bytes) -> bool:

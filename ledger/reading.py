@@ -1,13 +1,13 @@
 """Reading what callers send, before it is decided on: envelope, signatures, statement, schema.
 
-All of it is computation on one request at a time; nothing here touches the database.
+All of it is computation on one request at a time, but for the signatures, which are verified together; nothing here
+touches the database.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import NamedTuple
 
 from ledger import envelope as dsse
@@ -16,6 +16,7 @@ from ledger.errors import ModelLedgerError, Violation
 from ledger.rules import ActorKey, Candidate
 from ledger.statement import Event
 from ledger.store import StoredRow
+from ledger.verifying import Check, Verify, verify_here
 
 Keys = Mapping[str, ActorKey]
 
@@ -27,19 +28,33 @@ class Read(NamedTuple):
     entry: bytes
 
 
+class _Opened(NamedTuple):
+    """One envelope before its signatures are verified: of those that known keys may have made, key ids and checks."""
+
+    entry: bytes
+    event: Event
+    payload_sha256: str
+    problems: tuple[Violation, ...]
+    keyids: list[str]
+    checks: list[Check]
+
+
 ReadRequest = list[Read] | Exception
 
 
-def read_requests(requests: Sequence[Sequence[bytes]], keys: Keys) -> list[ReadRequest]:
+def read_requests(requests: Sequence[Sequence[bytes]], keys: Keys, verify: Verify = verify_here) -> list[ReadRequest]:
     """Every request's events, or what is wrong with the first one that cannot be read."""
-    return [_read_request(envelopes, keys) for envelopes in requests]
+    opened = [_open_request(envelopes, keys) for envelopes in requests]
+    readable = [item for items in opened if isinstance(items, list) for item in items]
+    verdicts = iter(verify([check for item in readable for check in item.checks]))
+    return [[_read(item, verdicts) for item in items] if isinstance(items, list) else items for items in opened]
 
 
-def _read_request(envelopes: Sequence[bytes], keys: Keys) -> ReadRequest:
+def _open_request(envelopes: Sequence[bytes], keys: Keys) -> list[_Opened] | Exception:
     items = []
     for position, entry in enumerate(envelopes):
         try:
-            items.append(_read(entry, keys))
+            items.append(_open(entry, keys))
         except ModelLedgerError as error:
             where = f"envelopes[{position}]"
             violations = [replace(v, field=f"{where}.{v.field}") for v in error.violations]
@@ -49,26 +64,30 @@ def _read_request(envelopes: Sequence[bytes], keys: Keys) -> ReadRequest:
     return items
 
 
-def _read(entry: bytes, keys: Keys) -> Read:
+def _open(entry: bytes, keys: Keys) -> _Opened:
     envelope = dsse.parse(entry)
     event = statement.decode(envelope.payload)
-    verified, problems = set(), list(schema.violations(event.kind, event.data))
+    message = dsse.pae(envelope.payload_type, envelope.payload)
+    keyids, checks = [], []
     for signature in envelope.signatures:
         key = keys.get(signature.keyid) or (None if keys else rules.founder(event))
         if key is None:
             continue  # a stranger's signature neither helps nor harms
-        try:
-            dsse.verify(envelope, signature.keyid, _public_key(key.public_key))
-            verified.add(signature.keyid)
-        except ModelLedgerError as error:
+        keyids.append(signature.keyid)
+        checks.append((key.public_key, signature.sig, message))
+    problems = schema.violations(event.kind, event.data)
+    return _Opened(entry, event, dsse.payload_digest(envelope), problems, keyids, checks)
+
+
+def _read(item: _Opened, verdicts: Iterator[bool]) -> Read:
+    verified, problems = set(), list(item.problems)
+    for keyid in item.keyids:
+        if next(verdicts):
+            verified.add(keyid)
+        else:
+            error = dsse.misfit(keyid)
             problems.append(Violation("signatures", error.reason, error.message))
-    candidate = Candidate(event, dsse.payload_digest(envelope), frozenset(verified), tuple(problems))
-    return Read(candidate, entry)
-
-
-@lru_cache(1_000)
-def _public_key(der: bytes) -> dsse.PublicKey:
-    return dsse.load_public_key(der)
+    return Read(Candidate(item.event, item.payload_sha256, frozenset(verified), tuple(problems)), item.entry)
 
 
 def read_event(row: StoredRow) -> Event:

@@ -17,6 +17,7 @@ from ledger.committer import Appended, Committer, Request
 from ledger.kit.companion import Companion, answer_questions, portable
 from ledger.signers import log_signer
 from ledger.store import Store
+from ledger.verifying import AllCores
 from ledger.writing import Head
 
 Results = list[Appended | Exception]
@@ -60,7 +61,7 @@ class _Committing:
     """The process's end: what answers a batch."""
 
     def __init__(self, settings: LogSettings) -> None:
-        self._committer = Committer(settings.open())
+        self._committer = Committer(settings.open(), AllCores())
         self._told: Head | None = None
 
     def __call__(self, requests: Sequence[Request]) -> tuple[Results, Head | None]:

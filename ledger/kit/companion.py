@@ -95,8 +95,7 @@ class _Process:
             raise self._gone()
         answer = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
-        data = pickle.dumps(question, protocol=5)
-        self._questions.write(len(data).to_bytes(4, "big") + data)
+        self._questions.write(frame(question))
         return await answer
 
     async def close(self) -> None:
@@ -137,7 +136,7 @@ def answer_questions(open_it: Callable[[Any], Callable[[Any], Any]]) -> None:
     os.dup2(2, 1)  # whatever prints to stdout lands on stderr
     respond: Callable[[Any], Any] | None = None
     with contextlib.suppress(BrokenPipeError):  # the parent is gone
-        for question in _frames(sys.stdin.buffer):
+        for question in frames(sys.stdin.buffer):
             answer = None
             try:
                 if respond is None:
@@ -146,8 +145,7 @@ def answer_questions(open_it: Callable[[Any], Callable[[Any], Any]]) -> None:
                     answer = respond(question)
             except Exception as error:
                 answer = portable(error)
-            data = pickle.dumps(answer, protocol=5)
-            answers.write(len(data).to_bytes(4, "big") + data)
+            answers.write(frame(answer))
             answers.flush()
 
 
@@ -159,6 +157,13 @@ def portable(error: Exception) -> Exception:
     return RuntimeError(f"in a companion process: {error!r}")
 
 
-def _frames(stream: IO[bytes]) -> Iterator[Any]:
+def frame(value: Any) -> bytes:
+    """A question or an answer as it goes over a pipe."""
+    data = pickle.dumps(value, protocol=5)
+    return len(data).to_bytes(4, "big") + data
+
+
+def frames(stream: IO[bytes]) -> Iterator[Any]:
+    """What comes over a pipe, to its end."""
     while len(start := stream.read(4)) == 4:
-        yield pickle.loads(stream.read(int.from_bytes(start, "big")))  # noqa: S301  # our own parent wrote it
+        yield pickle.loads(stream.read(int.from_bytes(start, "big")))  # noqa: S301  # a process of ours wrote it

@@ -1,0 +1,133 @@
+"""Signatures that helper processes verify: the same verdicts in the same order, whatever becomes of the helpers."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from ledger import verifying
+from ledger.envelope import MAX_ENTRY, pae
+from ledger.kit.keys import actor_signer
+from ledger.verifying import MAX_PIECE, PIECE, WORTH_SHARING, AllCores, Check, verify_here
+
+
+@pytest.fixture(scope="module")
+def checks(tmp_path_factory: pytest.TempPathFactory) -> list[Check]:
+    """Of three keys; a third of them wrong, in no order."""
+    folder: Path = tmp_path_factory.mktemp("keys")
+    signers = [actor_signer(folder / "one"), actor_signer(folder / "two"), actor_signer(folder / "three")]
+    made, draw = [], random.Random(7)
+    for number in range(40 * PIECE + 3):
+        message, signer = pae("application/vnd.in-toto+json", b"event %d" % number), draw.choice(signers)
+        signature = signer.sign(message)
+        wrong = draw.choice(["", "", "", "", "message", "key", "signature"])
+        key = signers[0] if wrong == "key" and signer is not signers[0] else signer
+        made.append(
+            (
+                key.public_key_der,
+                signature[:-1] if wrong == "signature" else signature,
+                message + b"!" if wrong == "message" else message,
+            )
+        )
+    return made
+
+
+@pytest.fixture(params=[1, 3])
+def cores(request: pytest.FixtureRequest) -> Iterator[AllCores]:
+    """With helpers that are ready."""
+    cores = AllCores(request.param)
+    _start(cores)
+    yield cores
+    cores.close()
+
+
+def _start(cores: AllCores) -> None:
+    cores.start()
+    for helper in cores.helpers:
+        select.select([helper], [], [])
+        assert helper.ready
+
+
+def _pids(cores: AllCores) -> list[int]:
+    return [helper.process.pid for helper in cores.helpers]
+
+
+@pytest.mark.parametrize("count", [0, 1, WORTH_SHARING - 1, WORTH_SHARING, WORTH_SHARING + 1, 40 * PIECE + 3])
+def test_the_verdicts_are_those_of_one_process(cores: AllCores, checks: Sequence[Check], count: int) -> None:
+    expected = verify_here(checks[:count])
+    assert count < WORTH_SHARING or {True, False} == set(expected)
+    assert cores(checks[:count]) == expected
+
+
+def test_helpers_do_a_part(cores: AllCores, checks: Sequence[Check], monkeypatch: pytest.MonkeyPatch) -> None:
+    here: list[int] = []
+
+    def counted(some: Sequence[Check]) -> list[bool]:
+        here.append(len(some))
+        return verify_here(some)
+
+    monkeypatch.setattr(verifying, "verify_here", counted)
+    assert cores(checks) == verify_here(checks)
+    assert 0 < sum(here) < len(checks)
+
+
+def test_a_helper_that_is_killed_loses_nothing(cores: AllCores, checks: Sequence[Check]) -> None:
+    expected = verify_here(checks)
+    os.kill(_pids(cores)[0], signal.SIGKILL)
+    assert cores(checks) == expected
+    for pid in _pids(cores):
+        os.kill(pid, signal.SIGKILL)
+    assert cores(checks) == expected
+    assert not cores.helpers, "the lost ones are let go"
+    assert cores(checks) == expected
+
+
+def test_a_helper_that_does_not_answer_loses_nothing(
+    cores: AllCores, checks: Sequence[Check], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "PATIENCE", 0.2)
+    stopped = _pids(cores)
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    assert cores(checks) == verify_here(checks)
+    assert not cores.helpers
+    for pid in stopped:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_lost_helpers_are_replaced_after_a_rest(
+    cores: AllCores, checks: Sequence[Check], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = _pids(cores)
+    for pid in lost:
+        os.kill(pid, signal.SIGKILL)
+    cores(checks)
+    monkeypatch.setattr(verifying, "REST", 0.0)
+    _start(cores)
+    assert cores(checks) == verify_here(checks)
+    assert len(cores.helpers) == len(lost)
+    assert not set(_pids(cores)) & set(lost)
+
+
+def test_pieces_of_the_largest_entries_go_through(cores: AllCores, tmp_path: Path) -> None:
+    signer = actor_signer(tmp_path / "key")
+    largest = [pae("application/vnd.in-toto+json", bytes([n]) * (MAX_ENTRY * 3 // 4)) for n in range(WORTH_SHARING)]
+    several = [(signer.public_key_der, signer.sign(message), message) for message in largest]
+    assert PIECE * len(largest[0]) < MAX_PIECE
+    for pid in _pids(cores):
+        os.kill(pid, signal.SIGSTOP)  # asking must not wait for it
+    for helper in cores.helpers:
+        helper.ask(several[:PIECE])
+    for pid in _pids(cores):
+        os.kill(pid, signal.SIGCONT)
+    for helper in cores.helpers:
+        select.select([helper], [], [])
+        assert helper.answer() == [True] * PIECE
+    assert cores(several) == [True] * WORTH_SHARING

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from modelledger.cli.bench_load import WARM_UP, measure_append
 from modelledger.ledger.v1 import ledger_pb2 as pb
 from modelledger.ledger.v1 import ledger_pb2_grpc
 
@@ -468,3 +469,11 @@ def test_a_client_may_leave_before_the_last_answer(log: Log) -> None:
             if number == 20:
                 break
         assert client.checkpoint().checkpoint
+
+
+def test_the_benchmark_of_streams_verifies_every_proof() -> None:
+    measured = measure_append(200, 8, 1, 10, streams=3)
+    assert measured["conditions"]["proofs_verified"] == 200 + WARM_UP
+    assert measured["conditions"]["streams"] == 3
+    assert measured["value"] > 0
+    assert measured["floor"] > 0

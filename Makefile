@@ -17,6 +17,7 @@ test: setup lint
 bench: setup
 	$(BIN)/modelledger bench append --json
 	$(BIN)/modelledger bench append --batch 100 --callers 8 --events 10000 --json
+	$(BIN)/modelledger bench append --stream --json
 	$(BIN)/modelledger bench lone --json
 	$(BIN)/modelledger bench watch --json
 	$(BIN)/modelledger bench rebuild --json

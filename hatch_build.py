@@ -23,7 +23,7 @@ def generate() -> None:
     from grpc_tools import protoc
 
     well_known = importlib.resources.files(grpc_tools) / "_proto"
-    sources = sorted(str(path) for path in PROTOS.rglob("*.proto"))
+    sources = sorted(str(path) for path in (PROTOS / "modelledger").rglob("*.proto"))
     arguments = ["protoc", f"-I{PROTOS}", f"-I{well_known}"]
     arguments += [f"--{kind}_out={OUT}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
     # The mypy plugins are scripts beside the interpreter, which need not be on PATH.

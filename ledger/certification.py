@@ -202,7 +202,7 @@ class Certification(certification_pb2_grpc.CertificationServiceServicer):
             except EventIdReused:
                 pass  # the same request came twice at once, and the other one was first
             return evidence.statement_of(await asyncio.to_thread(self._store.get_by_id, event_id))
-        raise Overloaded(f"{MAX_SAME_SECOND} certificates were issued in this second; retry")
+        raise Overloaded(f"{MAX_SAME_SECOND} certificates were issued in this second; retry", retry_after=1.0)
 
     def _recorded(self, event_id: str) -> Statement | None:
         try:

@@ -58,7 +58,10 @@ class Violation:
 
 
 class ModelLedgerError(Exception):
-    """Root of the tree. `code` is a gRPC status code name, `reason` an ErrorReason without prefix."""
+    """Root of the tree. `code` is a gRPC status code name, `reason` an ErrorReason without prefix.
+
+    `retry_after`: seconds from now on after which the same may be tried again; 0 when nobody knows.
+    """
 
     code = "INTERNAL"
     reason = "INTERNAL"
@@ -69,11 +72,13 @@ class ModelLedgerError(Exception):
         *,
         violations: Sequence[Violation] = (),
         metadata: dict[str, str] | None = None,
+        retry_after: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.violations = tuple(violations)
         self.metadata = dict(metadata or {})
+        self.retry_after = retry_after
 
 
 class InvalidInput(ModelLedgerError):

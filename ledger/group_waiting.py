@@ -75,7 +75,9 @@ class Waiting:
     @contextmanager
     def _in_line(self, name: str) -> Iterator[_Line]:
         if sum(line.consumers for line in self._lines.values()) >= MAX_WAITING:
-            raise Overloaded(f"{MAX_WAITING} consumers wait for events already; retry in a while")
+            raise Overloaded(
+                f"{MAX_WAITING} consumers wait for events already; retry in a while", retry_after=LOOK_AGAIN
+            )
         line = self._lines.setdefault(name, _Line())
         line.consumers += 1
         try:

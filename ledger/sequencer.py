@@ -3,12 +3,14 @@
     append(envelopes) ──► queue ──► one batch at a time to the writer process ──► answers
 
 While one batch is being written, the next one gathers. An answer is given only after the commit, and a commit is
-never given up because a caller went away.
+never given up because a caller went away. When too much is queued, a caller is told when to come again, or waits for
+room (ledger/append_streams.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ MAX_REQUEST = 1_000  # events in one request
 MAX_BATCH = 1_000  # events in one transaction, unless a single request has more
 MAX_QUEUED = 10_000  # events waiting
 IN_FLIGHT = 2  # batches that the writer has: one it works on, and one for when it is done
+FIRST_RATE = 1_000.0  # events a second that are expected of the writer before it has written any
+KEPT = 0.8  # of what was measured before, with each batch: about the last ten count
+RETRY_AFTER = 0.1, 30.0  # seconds, the least and the most that a caller is asked to wait
 
 
 class Writes(Protocol):
@@ -38,6 +43,11 @@ class _Request:
     envelopes: Sequence[bytes]
     answer: asyncio.Future[Appended]
 
+    def refuse(self, error: Exception) -> asyncio.Future[Appended]:
+        self.answer.set_exception(error)
+        self.answer.exception()  # marked as seen: the caller may be gone
+        return self.answer
+
 
 class Sequencer:
     """Owns the order of events of one log. It belongs to the event loop it is first used on."""
@@ -46,21 +56,34 @@ class Sequencer:
         self._writer = writer
         self._queue: deque[_Request] = deque()
         self._queued_events = 0
+        self._written = asyncio.Event()  # that a batch was, since somebody began to wait for it
+        self._written_at = 0.0  # time.monotonic()
+        self._measured = FIRST_RATE, 1.0  # events, and the seconds in which they were written
         self._running: asyncio.Task[None] | None = None
 
     async def append(self, envelopes: Sequence[bytes]) -> Appended:
         """Append all or none. Raises the error of the first broken rule, with every violation on it."""
-        if not 1 <= len(envelopes) <= MAX_REQUEST:
-            raise InvalidInput(f"a request appends 1 to {MAX_REQUEST} events, not {len(envelopes)}")
-        if self._queued_events + len(envelopes) > MAX_QUEUED:
-            raise Overloaded("too many events are waiting to be written; retry in a second")
+        return await self.submit(envelopes)
+
+    async def room(self, events: int) -> None:
+        """Wait until so many events would be taken, at most MAX_REQUEST."""
+        while self._queued_events + events > MAX_QUEUED:
+            self._written.clear()
+            await self._written.wait()
+
+    def submit(self, envelopes: Sequence[bytes]) -> asyncio.Future[Appended]:
+        """What `append` waits for, its errors too. Events are appended in the order of the calls."""
         request = _Request(envelopes, asyncio.get_running_loop().create_future())
+        if not 1 <= len(envelopes) <= MAX_REQUEST:
+            return request.refuse(InvalidInput(f"a request appends 1 to {MAX_REQUEST} events, not {len(envelopes)}"))
+        if self._queued_events + len(envelopes) > MAX_QUEUED:
+            return request.refuse(self._overloaded())
         self._queue.append(request)
         self._queued_events += len(envelopes)
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._drain())
         # A caller that goes away cancels its answer, not the commit that may be under way.
-        return await request.answer
+        return request.answer
 
     async def close(self) -> None:
         """Write what is queued, then stop the writer."""
@@ -86,8 +109,10 @@ class Sequencer:
 
     async def _write(self, batch: Sequence[_Request]) -> None:
         results: Sequence[Appended | Exception]
+        begun = time.monotonic()
         try:
             results = await self._writer.commit([list(request.envelopes) for request in batch])
+            self._measure(sum(len(request.envelopes) for request in batch), begun)
         except Exception as error:  # every caller of the batch learns why nothing was acknowledged
             results = [error] * len(batch)
         for request, result in zip(batch, results, strict=True):
@@ -95,7 +120,21 @@ class Sequencer:
             if request.answer.cancelled():
                 continue
             if isinstance(result, Exception):
-                request.answer.set_exception(result)
-                request.answer.exception()  # marked as seen: the caller may be gone
+                request.refuse(result)
             else:
                 request.answer.set_result(result)
+        self._written.set()
+
+    def _overloaded(self) -> Overloaded:
+        events, seconds = self._measured
+        least, most = RETRY_AFTER
+        wait = min(max(self._queued_events * seconds / events, least), most)
+        message = f"{self._queued_events} events are waiting to be written; retry in {wait:.1f} seconds"
+        return Overloaded(message, retry_after=wait)
+
+    def _measure(self, events: int, begun: float) -> None:
+        """Learn from a batch how fast the writer is; it began with it when it was done with the one before."""
+        now = time.monotonic()
+        before, seconds = self._measured
+        self._measured = KEPT * before + events, KEPT * seconds + now - max(begun, self._written_at)
+        self._written_at = now

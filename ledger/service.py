@@ -8,6 +8,7 @@ from typing import Any
 from modelledger.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 
 from ledger import merkle
+from ledger.append_streams import AppendStreams, Requests, proven
 from ledger.cosigned import Checkpoints, PlainCheckpoints
 from ledger.errors import InvalidInput
 from ledger.event_messages import event, fitting
@@ -20,7 +21,7 @@ PAGE_SIZE, MAX_PAGE_SIZE = 100, 1_000
 MAX_KINDS = 100
 MAX_TEXT = 600
 
-Context = Any  # grpc.aio.ServicerContext; only WatchEvents uses it
+Context = Any  # grpc.aio.ServicerContext; only AppendStream and WatchEvents use it
 
 
 class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
@@ -36,19 +37,18 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         self._store = store
         self._sequencer = sequencer
         self._checkpoints = checkpoints or PlainCheckpoints(store)
+        self._streams = AppendStreams(sequencer)
         self._watchers = Watchers(store, limits)
 
     async def AppendEvents(
         self, request: ledger_pb2.AppendEventsRequest, context: Context
     ) -> ledger_pb2.AppendEventsResponse:
-        appended = await self._sequencer.append(request.envelopes)
-        return ledger_pb2.AppendEventsResponse(
-            proofs=[
-                ledger_pb2.InclusionProof(index=index, tree_size=appended.size, hashes=hashes)
-                for index, hashes in zip(appended.indexes, appended.proofs, strict=True)
-            ],
-            checkpoint=appended.checkpoint,
-        )
+        return proven(await self._sequencer.append(request.envelopes))
+
+    async def AppendStream(  # type: ignore[override]  # it writes to the context, as grpc.aio allows
+        self, request_iterator: Requests, context: Context
+    ) -> None:
+        await self._streams.serve(request_iterator, context)
 
     async def GetEvent(self, request: ledger_pb2.GetEventRequest, context: Context) -> ledger_pb2.GetEventResponse:
         if request.WhichOneof("key") == "id":

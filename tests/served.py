@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -50,13 +50,13 @@ def grpc_client(log: Log) -> Iterator[Client]:
         add = partial(ledger_pb2_grpc.add_LedgerServiceServicer_to_server, servicer)
         return GrpcServer([Servicer("modelledger.ledger.v1.LedgerService", add)], Address.parse("127.0.0.1:0"))
 
-    with _started(make) as server, Client(f"127.0.0.1:{server.port}") as client:
+    with _started(make, log.sequencer.close) as server, Client(f"127.0.0.1:{server.port}") as client:
         yield client
 
 
 @contextmanager
-def _started(make: Callable[[], Server]) -> Iterator[Server]:
-    """A server on an event loop in a thread of its own."""
+def _started(make: Callable[[], Server], *closing: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[Server]:
+    """A server on an event loop in a thread of its own, and what to do there when it has stopped."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -70,7 +70,8 @@ def _started(make: Callable[[], Server]) -> Iterator[Server]:
     try:
         yield server
     finally:
-        asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
+        for stop in (server.stop, *closing):
+            asyncio.run_coroutine_threadsafe(stop(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

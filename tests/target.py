@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from hypothesis import HealthCheck, Phase, settings
@@ -63,6 +63,7 @@ EVENT_FORM = {"MALFORMED_EVENT", "UNKNOWN_KIND", "EVENT_TOO_LARGE", "INVALID_SIG
 # Who is given an event, a part of one, or a proof that a key is held.
 CHECKS_FORM = {
     "AppendEvents": EVENT_FORM,
+    "AppendStream": EVENT_FORM,
     "CreateGroup": {"UNKNOWN_KIND"},
     "EnrolActor": {"INVALID_SIGNATURE"},
     "RotateActorKey": {"INVALID_SIGNATURE"},
@@ -152,14 +153,16 @@ class Target:
             return client.claim("mail", "worker-1", max_events=3, lease_seconds=3_600).lease
 
     def send(self, service: str, method: MethodDescriptor, requests: Sequence[bytes]) -> grpc.RpcError | None:
-        """Send bytes as they are. None for an answer (of a stream, for its first ones)."""
+        """Send bytes as they are. None for an answer (of a stream, for its first ones); what it refuses is checked."""
         path = f"/{method.containing_service.full_name}/{method.name}"
         channel, calling = self.channels[service], {"timeout": SECONDS, "metadata": metadata("alice")}
         try:
             if method.server_streaming:
                 stream = channel.stream_stream(path) if method.client_streaming else channel.unary_stream(path)
                 answers = stream(iter(requests) if method.client_streaming else requests[0], **calling)
-                list(islice(answers, 1 if method.name.startswith(ENDLESS) else ANSWERS))
+                for answer in islice(answers, 1 if method.name.startswith(ENDLESS) else ANSWERS):
+                    if method.name == "AppendStream":
+                        self._check_appended(method, ledger_pb2.AppendStreamResponse.FromString(answer))
                 answers.cancel()
             elif method.client_streaming:
                 channel.stream_unary(path)(iter(requests), **calling)
@@ -176,10 +179,19 @@ class Target:
             return ""
         status = rpc_status.from_call(error)
         assert status is not None, f"{error.code()} without details: {error.details()}"
+        return self._check_status(method, status)
+
+    def _check_appended(self, method: MethodDescriptor, answer: ledger_pb2.AppendStreamResponse) -> None:
+        if answer.WhichOneof("result") == "refused":
+            self._check_status(method, answer.refused)
+        else:
+            assert answer.appended.proofs
+
+    def _check_status(self, method: MethodDescriptor, status: status_pb2.Status) -> str:
         info = error_details_pb2.ErrorInfo()
         assert status.details[0].Unpack(info)
         assert (info.domain, info.reason in REASONS) == (DOMAIN, True)
-        assert info.reason != "INTERNAL", error.details()
+        assert info.reason != "INTERNAL", status.message
         told = str(status)
         assert not LEAKS.search(told), told
         assert str(self.house.data) not in told
@@ -199,6 +211,7 @@ def _accepted(certificate: str, sha256: str, event: ledger_pb2.Event) -> dict[st
     rows = b'{"prompt":"a","completion":"b"}\n{"messages":[{"role":"user","content":"c"}]}\n' * 3
     return {
         "AppendEvents": [ledger_pb2.AppendEventsRequest(envelopes=[event.envelope])],
+        "AppendStream": [ledger_pb2.AppendStreamRequest(number=7, envelopes=[event.envelope])] * 2,
         "GetEvent": [ledger_pb2.GetEventRequest(index=3)],
         "ListEvents": [ledger_pb2.ListEventsRequest(stream_prefix="training-runs/", kinds=["EpochCompleted"], **page)],
         "WatchEvents": [ledger_pb2.WatchEventsRequest(start_index=5, kinds=["EpochCompleted"])],

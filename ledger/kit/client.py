@@ -9,10 +9,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import grpc
-from google.rpc import error_details_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from ledger.errors import (
@@ -29,17 +29,19 @@ from ledger.kit.interceptors import DOMAIN, REQUEST_HEADER, USER_HEADER
 DEADLINE = 30.0  # seconds, unless a call says otherwise
 MAX_MESSAGE = 16 << 20
 RETRY_FOR, AGAIN_AFTER = 30.0, 0.2  # seconds, while a service restarts
+MAX_PAUSE = 10.0  # seconds, whatever a service asks for
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+Sent = TypeVar("Sent", contravariant=True)
 
-_BY_CODE: dict[grpc.StatusCode, type[ModelLedgerError]] = {
-    grpc.StatusCode.UNAVAILABLE: Unreachable,
-    grpc.StatusCode.DEADLINE_EXCEEDED: Unreachable,
-    grpc.StatusCode.CANCELLED: Unreachable,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
-    grpc.StatusCode.NOT_FOUND: NotFound,
-    grpc.StatusCode.UNIMPLEMENTED: InvalidConfig,
+_BY_CODE: dict[int, type[ModelLedgerError]] = {
+    code_pb2.UNAVAILABLE: Unreachable,
+    code_pb2.DEADLINE_EXCEEDED: Unreachable,
+    code_pb2.CANCELLED: Unreachable,
+    code_pb2.RESOURCE_EXHAUSTED: Overloaded,
+    code_pb2.NOT_FOUND: NotFound,
+    code_pb2.UNIMPLEMENTED: InvalidConfig,
 }
 
 
@@ -109,12 +111,16 @@ def upload(
         raise from_rpc_error(error) from None
 
 
+class Streaming(Protocol[Sent, Response]):
+    """A method of a stub that answers with a stream, to a request or to a stream of them."""
+
+    def __call__(
+        self, request: Sent, /, *, timeout: float | None, metadata: tuple[tuple[str, str], ...]
+    ) -> grpc._CallIterator[Response]: ...  # a name of the stubs only
+
+
 def stream(
-    method: grpc.UnaryStreamMultiCallable[Request, Response],
-    request: Request,
-    *,
-    timeout: float | None = None,
-    user: str = "",
+    method: Streaming[Sent, Response], request: Sent, *, timeout: float | None = None, user: str = ""
 ) -> tuple[Callable[[], bool], Iterator[Response]]:
     """A call that answers with a stream: what cancels it, and the responses. They raise an error of our tree."""
     running = method(request, timeout=timeout, metadata=metadata(user))
@@ -129,15 +135,18 @@ def stream(
 
 
 def patiently(ask: Callable[[], Response]) -> Response:
-    """Ask again for a while when the service is away or has too much to do. For what may be done twice."""
+    """Ask again for a while when the service is away or has too much to do. For what may be done twice.
+
+    Between two tries is the time that the service asked for, within AGAIN_AFTER and MAX_PAUSE.
+    """
     deadline = time.monotonic() + RETRY_FOR
     while True:
         try:
             return ask()
-        except (Unreachable, Overloaded):
+        except (Unreachable, Overloaded) as error:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(AGAIN_AFTER)
+            time.sleep(min(max(error.retry_after, AGAIN_AFTER), MAX_PAUSE))
 
 
 def metadata(user: str = "") -> tuple[tuple[str, str], ...]:
@@ -147,24 +156,39 @@ def metadata(user: str = "") -> tuple[tuple[str, str], ...]:
 
 def from_rpc_error(error: grpc.RpcError) -> ModelLedgerError:
     """The exception that the service raised, or the nearest one when it did not come from a service of ours."""
-    status = rpc_status.from_call(error)
-    reason, violations, extra = "", [], {}
-    for detail in status.details if status else ():
-        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == DOMAIN:
-            reason, extra = info.reason, dict(info.metadata)
-        elif detail.Is(bad.DESCRIPTOR) and detail.Unpack(bad):
+    code, message = error.code().value[0], str(error.details() or error.code().name)
+    status = rpc_status.from_call(error) or status_pb2.Status(code=code, message=message)
+    if not _info(status).reason:
+        if _BY_CODE.get(code) is Unreachable:
+            status.message = f"no answer from the service ({message}); is it running? start it with: modelledger up"
+        if code == code_pb2.UNIMPLEMENTED:
+            status.message = (
+                f"this address does not serve it ({message}); when a service runs on its own, give its address with "
+                "--trainer, --quantizer or --inference, or MODELLEDGER_TRAINER and so on"
+            )
+    return from_status(status)
+
+
+def from_status(status: status_pb2.Status) -> ModelLedgerError:
+    """The exception that the service raised, from what it told of it."""
+    info, violations, retry_after = _info(status), [], 0.0
+    for detail in status.details:
+        bad, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+        if detail.Is(bad.DESCRIPTOR) and detail.Unpack(bad):
             violations = [Violation(v.field, v.reason, v.description) for v in bad.field_violations]
-    message = str(error.details() or error.code().name)
-    kind = BY_REASON.get(reason) or _BY_CODE.get(error.code(), ModelLedgerError)
-    if not reason and kind is Unreachable:
-        message = f"no answer from the service ({message}); is it running? start it with: modelledger up"
-    if not reason and error.code() is grpc.StatusCode.UNIMPLEMENTED:
-        message = (
-            f"this address does not serve it ({message}); when a service runs on its own, give its address with "
-            "--trainer, --quantizer or --inference, or MODELLEDGER_TRAINER and so on"
-        )
-    return kind(message, violations=violations, metadata=extra)
+        elif detail.Is(retry.DESCRIPTOR) and detail.Unpack(retry):
+            retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+    kind = BY_REASON.get(info.reason) or _BY_CODE.get(status.code, ModelLedgerError)
+    return kind(status.message, violations=violations, metadata=dict(info.metadata), retry_after=retry_after)
+
+
+def _info(status: status_pb2.Status) -> error_details_pb2.ErrorInfo:
+    """What a service of ours says of the error; empty when none did."""
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == DOMAIN:
+            return info
+    return error_details_pb2.ErrorInfo()
 
 
 def _user() -> str:

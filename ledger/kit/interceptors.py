@@ -1,8 +1,8 @@
 """What happens around every call of every service: identity -> handler -> errors -> log.
 
-An error of our tree becomes a google.rpc.Status with an ErrorInfo (reason, domain "modelledger.dev") and, for
-rule violations, a BadRequest that lists them all. Anything else becomes INTERNAL with an error id; its text
-goes to the log only.
+An error of our tree becomes a google.rpc.Status with an ErrorInfo (reason, domain "modelledger.dev"), for rule
+violations a BadRequest that lists them all, and a RetryInfo where it is known when to try again. Anything else
+becomes INTERNAL with an error id; its text goes to the log only.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from urllib.parse import quote
 import grpc
 import grpc.aio
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -177,11 +178,16 @@ def _header(context: grpc.aio.ServicerContext[Any, Any], name: str) -> str:
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> None:
     if isinstance(error, grpc.aio.AbortError | asyncio.CancelledError):
         raise error
+    await context.abort_with_status(rpc_status.to_status(told(method, error)))
+
+
+def told(method: str, error: Exception) -> status_pb2.Status:
+    """What a caller is told of an error: all of one of our tree, of any other only where the log has its details."""
     if not isinstance(error, ModelLedgerError):
         error_id = uuid.uuid4().hex[:12]
         log.error("%s failed, error id %s", method, error_id, exc_info=error)
         error = ModelLedgerError(f"unexpected failure; the service's log has the details under error id {error_id}")
-    await context.abort_with_status(rpc_status.to_status(to_status(error)))
+    return to_status(error)
 
 
 def to_status(error: ModelLedgerError) -> status_pb2.Status:
@@ -190,6 +196,9 @@ def to_status(error: ModelLedgerError) -> status_pb2.Status:
     packed = [_pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))]
     if error.violations:
         packed.append(_pack(_bad_request(error.violations)))
+    if error.retry_after > 0:
+        delay = Duration(seconds=int(error.retry_after), nanos=int(error.retry_after % 1 * 1e9))
+        packed.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
     return status_pb2.Status(code=code_pb2.Code.Value(error.code), message=message, details=packed)
 
 

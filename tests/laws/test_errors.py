@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,6 +17,8 @@ from modelledger.ledger.v1 import error_reason_pb2
 
 from ledger import errors
 from ledger.errors import BY_REASON, ModelLedgerError, Violation, all_errors
+from ledger.kit import client
+from ledger.kit.client import from_status
 from ledger.kit.interceptors import to_status
 
 TREE = list(all_errors())
@@ -68,12 +71,49 @@ messages = st.builds(lambda text, times: text * times, st.text(min_size=1, max_s
 violations = st.builds(lambda text, times: [Violation(text, "NOT_FOUND", text)] * times, messages, st.integers(0, 200))
 
 
-@given(messages, violations)
-def test_a_status_fits_into_the_trailers_of_a_call(message: str, found: list[Violation]) -> None:
-    status = to_status(errors.InvalidInput(message, violations=found))
+@given(messages, violations, st.floats(0, 1e6))
+def test_a_status_fits_into_the_trailers_of_a_call(message: str, found: list[Violation], seconds: float) -> None:
+    status = to_status(errors.InvalidInput(message, violations=found, retry_after=seconds))
     assert len(quote(status.message)) + len(base64.b64encode(status.SerializeToString())) < TRAILERS
     assert status.message in (message, message[: len(status.message) - 1] + "…")
     assert status.message == message or len(quote(message)) > 1_000
+
+
+@given(st.sampled_from(TREE), st.floats(0, 1e6))
+def test_a_caller_gets_the_error_that_was_raised(kind: type[ModelLedgerError], seconds: float) -> None:
+    found = [Violation("a", "NOT_FOUND", "b")]
+    raised = kind("it is so", violations=found, metadata={"id": "7"}, retry_after=seconds)
+    got = from_status(to_status(raised))
+    assert type(got) is kind
+    assert (got.message, got.violations, got.metadata) == ("it is so", tuple(found), {"id": "7"})
+    assert got.retry_after == pytest.approx(seconds, abs=1e-6)
+
+
+def test_a_status_of_another_server_is_the_nearest_error_and_its_time_to_wait_counts() -> None:
+    status = to_status(errors.Overloaded("later", retry_after=1.5))
+    del status.details[0]
+    got = from_status(status)
+    assert (type(got), got.message, got.retry_after) == (errors.Overloaded, "later", 1.5)
+
+
+def test_no_time_to_wait_is_told_where_none_is_known() -> None:
+    assert len(to_status(errors.Overloaded("later")).details) == 1
+    assert from_status(to_status(errors.Overloaded("later"))).retry_after == 0
+
+
+@pytest.mark.parametrize("asked", [-5.0, 0.0, 1e6])
+def test_whoever_tries_again_waits_within_bounds(asked: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "AGAIN_AFTER", 0.02)
+    monkeypatch.setattr(client, "MAX_PAUSE", 0.04)
+    started, refusals = time.monotonic(), iter([errors.Overloaded("later", retry_after=asked)] * 3)
+
+    def ask() -> str:
+        if (refusal := next(refusals, None)) is not None:
+            raise refusal
+        return "done"
+
+    assert client.patiently(ask) == "done"
+    assert time.monotonic() - started >= 3 * 0.02
 
 
 def test_a_path_that_is_no_unicode_text_has_a_status() -> None:

@@ -13,7 +13,7 @@ one, after a broken connection for example, gets the first answer again instead 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from ledger import possession
 from ledger.envelope import Signer
 from ledger.kit.client import upload
 from ledger.resource_names import DatasetName
+from modelledger.appending import Result, append_stream
 from modelledger.connection import PAGE, Progress, chunks
 from modelledger.inference.v1 import inference_pb2
 from modelledger.ledger.v1 import actors_pb2, certification_pb2, ledger_pb2, registry_pb2
@@ -333,6 +334,13 @@ class Client(Subscriptions):
         return self._call(self._actors.RevokeActor, request).actor
 
     # The log
+
+    def append_stream(self, requests: Iterable[Sequence[bytes]]) -> Iterator[Result]:
+        """Append signed envelopes, each request all or none: for each its proofs, or the error it was refused with.
+
+        `requests` is read in another thread, ahead of the answers, as far as the ledger keeps up. See appending.py.
+        """
+        return append_stream(lambda numbered: self._stream(self._ledger.AppendStream, numbered), requests)
 
     def event(self, key: int | str) -> ledger_pb2.Event:
         """By zero-based index or by id."""

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from ledger.kit.client import DEADLINE, call, connect, stream
+from ledger.kit.client import DEADLINE, Streaming, call, connect, stream
 from modelledger.inference.v1 import inference_pb2_grpc
 from modelledger.ledger.v1 import (
     actors_pb2_grpc,
@@ -80,7 +80,7 @@ class Connection:
     ) -> Response:
         return call(method, request, timeout=timeout, user=self._user)
 
-    def _stream(self, method: grpc.UnaryStreamMultiCallable[Request, Response], request: Request) -> Iterator[Response]:
+    def _stream(self, method: Streaming[Request, Response], request: Request) -> Iterator[Response]:
         cancel, responses = stream(method, request, user=self._user)
         try:
             yield from responses

@@ -15,7 +15,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ledger import envelope, merkle, statement
 from ledger.checkpoint import open_checkpoint
 from ledger.envelope import Signer
 from ledger.errors import DamagedLog
+from ledger.kit.client import from_status
 from ledger.kit.keys import actor_signer
 from ledger.note import Verifier
 from ledger.statement import Artifact, Event
@@ -34,13 +36,16 @@ from modelledger.client import Client
 from modelledger.ledger.v1 import ledger_pb2
 
 APPEND = "/modelledger.ledger.v1.LedgerService/AppendEvents"
+STREAM = "/modelledger.ledger.v1.LedgerService/AppendStream"
 WARM_UP = 200  # events
 VERIFIED = 2_000  # signatures for one measurement of the floor
 
 
-def measure_append(events: int, callers: int, rounds: int, batch: int) -> dict[str, Any]:
-    """Median events a second of the ledger. The floor: messages a second of the echo when a request has one event, else
+def measure_append(events: int, callers: int, rounds: int, batch: int, streams: int = 0) -> dict[str, Any]:
+    """Median events a second of the ledger. The floor: messages a second of the echo when a call has one event, else
     the P-256 signatures that one core verifies in a second."""
+    load = partial(_load_streams, streams=streams) if streams else partial(_load, method=APPEND)
+    floor_is_echo = batch == 1 and not streams
     with tempfile.TemporaryDirectory(prefix="modelledger-bench-") as name:
         folder = Path(name)
         data = folder / "data"
@@ -54,12 +59,12 @@ def measure_append(events: int, callers: int, rounds: int, batch: int) -> dict[s
             loads = [_requests(signer, count, batch) for count in (warm_up, *[events] * rounds)]
             appended, floors, verified = [], [], 0
             for number, requests in enumerate(loads):
-                if batch == 1:
-                    floor_seconds, _ = asyncio.run(_load(echo.ready["grpc"], ECHO, requests, callers))
+                if floor_is_echo:
+                    floor_seconds, _ = asyncio.run(_load(echo.ready["grpc"], requests, callers, ECHO))
                     floor = events / floor_seconds
                 else:
                     floor = verify_rate(signer)
-                seconds, responses = asyncio.run(_load(ledger.ready["grpc"], APPEND, requests, callers))
+                seconds, responses = asyncio.run(load(ledger.ready["grpc"], requests, callers))
                 verified += _check(ledger.ready["grpc"], requests, responses)
                 if number:  # the first load warms both up
                     appended.append(events / seconds)
@@ -74,6 +79,7 @@ def measure_append(events: int, callers: int, rounds: int, batch: int) -> dict[s
         "unit": "events/s",
         "conditions": {
             "callers": callers,
+            "streams": streams,  # 0: a call for each request
             "events_per_request": batch,
             "events_per_round": events,
             "rounds": rounds,
@@ -81,7 +87,7 @@ def measure_append(events: int, callers: int, rounds: int, batch: int) -> dict[s
             "fsync": "every commit (SQLite, WAL, synchronous=FULL)",
             "signatures": "ECDSA P-256, signed beforehand, verified by the ledger",
             "proofs_verified": verified,  # one for each event, the warm-up's too, after the timing
-            "floor": "gRPC echo of the same bytes, same client" if batch == 1 else "P-256 verified by one core",
+            "floor": "gRPC echo of the same bytes, same client" if floor_is_echo else "P-256 verified by one core",
             "value_rounds": [round(rate, 1) for rate in appended],
             "floor_rounds": [round(rate, 1) for rate in floors],
             "cpus": len(os.sched_getaffinity(0)),
@@ -129,7 +135,7 @@ def signed_events(signer: Signer, count: int) -> list[bytes]:
     return entries
 
 
-async def _load(address: str, method: str, requests: Sequence[bytes], callers: int) -> tuple[float, list[bytes]]:
+async def _load(address: str, requests: Sequence[bytes], callers: int, method: str) -> tuple[float, list[bytes]]:
     """Seconds until `callers` at once have sent all requests, and the responses in their order."""
     async with grpc.aio.insecure_channel(address) as channel:
         await channel.channel_ready()
@@ -144,6 +150,52 @@ async def _load(address: str, method: str, requests: Sequence[bytes], callers: i
         started = time.perf_counter()
         await asyncio.gather(*(caller() for _ in range(callers)))
         return time.perf_counter() - started, responses
+
+
+async def _load_streams(
+    address: str, requests: Sequence[bytes], callers: int, streams: int
+) -> tuple[float, list[bytes]]:
+    """The same over AppendStream: `callers` requests are under way at once, on all streams together."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        await channel.channel_ready()
+        numbers = [list(range(stream, len(requests), streams)) for stream in range(streams)]
+        messages = [_numbered(number, request) for number, request in enumerate(requests)]
+        answers = [b""] * len(requests)
+
+        async def stream(numbers: Sequence[int], under_way: int) -> None:
+            room = asyncio.Semaphore(under_way)
+
+            async def send() -> AsyncIterator[bytes]:
+                for number in numbers:
+                    await room.acquire()
+                    yield messages[number]
+
+            call: Any = channel.stream_stream(STREAM)  # bytes in, bytes out
+            expected = iter(numbers)
+            async for answer in call(send()):
+                answers[next(expected)] = answer
+                room.release()
+
+        started = time.perf_counter()
+        await asyncio.gather(*(stream(part, max(1, callers // streams)) for part in numbers))
+        seconds = time.perf_counter() - started
+    return seconds, [_appended(number, answer) for number, answer in enumerate(answers)]
+
+
+def _numbered(number: int, request: bytes) -> bytes:
+    """A request of AppendEvents as one of AppendStream."""
+    envelopes = ledger_pb2.AppendEventsRequest.FromString(request).envelopes
+    return ledger_pb2.AppendStreamRequest(number=number, envelopes=envelopes).SerializeToString()
+
+
+def _appended(number: int, answer: bytes) -> bytes:
+    """A response of AppendStream as one of AppendEvents. Raises what it was refused with."""
+    response = ledger_pb2.AppendStreamResponse.FromString(answer)
+    if response.HasField("refused"):
+        raise from_status(response.refused)
+    if response.number != number:
+        raise DamagedLog(f"the answer to request {number} says that it is to request {response.number}")
+    return response.appended.SerializeToString()
 
 
 def _check(address: str, requests: Sequence[bytes], responses: Sequence[bytes]) -> int:

@@ -131,9 +131,8 @@ class GrpcServer:
             servicer.add(_ByName(self._server))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, _ByName(self._server))
         names = [servicer.name for servicer in self._servicers]
-        reflection.enable_server_reflection(
-            [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], _ByName(self._server)
-        )
+        # This one looks at the server's class to know that it answers in an event loop.
+        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
         # gRPC core writes a stack of C++ lines to stderr about a port it cannot have, so we are the first to try.
         _listen(self.address).close()
         try:

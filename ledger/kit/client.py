@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 from ledger.errors import (
     BY_REASON,
     InvalidConfig,
+    InvalidInput,
     ModelLedgerError,
     NotFound,
     Overloaded,
@@ -161,6 +162,8 @@ def from_rpc_error(error: grpc.RpcError) -> ModelLedgerError:
     if not _info(status).reason:
         if _BY_CODE.get(code) is Unreachable:
             status.message = f"no answer from the service ({message}); is it running? start it with: modelledger up"
+        if code == code_pb2.RESOURCE_EXHAUSTED:  # gRPC's own word, and trying again would not help
+            return InvalidInput(f"the message is too large for one call ({message}); send or ask for less at once")
         if code == code_pb2.UNIMPLEMENTED:
             status.message = (
                 f"this address does not serve it ({message}); when a service runs on its own, give its address with "

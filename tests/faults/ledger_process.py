@@ -50,6 +50,10 @@ class Ledger:
         answer = call(self.log.AppendEvents, ledger_pb2.AppendEventsRequest(envelopes=entries), timeout=timeout)
         return [proof.index for proof in answer.proofs]
 
+    def size(self) -> int:
+        newest = call(self.log.ListEvents, ledger_pb2.ListEventsRequest(descending=True, page_size=1))
+        return newest.events[0].index + 1
+
     def datasets(self) -> list[str]:
         listed = call(self.registry.ListDatasets, registry_pb2.ListDatasetsRequest(parent="orgs/acme"))
         return [dataset.name for dataset in listed.datasets]

@@ -54,12 +54,12 @@ class Load:
     def goes_on(self) -> None:
         """Wait for some more answers."""
         before = len(self.acknowledged)
-        eventually(lambda: len(self.acknowledged) > before + 2 * CALLERS)
+        eventually(lambda: len(self.acknowledged) > before + 2 * CALLERS, 20)
 
     def is_told(self) -> None:
         """Wait until every caller has given up at least once from now on."""
         before = len(self.refusals)
-        eventually(lambda: len({caller for caller, _ in self.refusals[before:]}) == CALLERS)
+        eventually(lambda: len({caller for caller, _ in self.refusals[before:]}) == CALLERS, 20)
 
 
 @contextmanager
@@ -91,13 +91,12 @@ def test_stopped_under_load(ledger: Ledger, which: str) -> None:
     with load(ledger) as running, ThreadPoolExecutor(1) as patient:
         for _ in range(2):
             running.goes_on()
-            _signal(processes[which], signal.SIGSTOP)
-            running.is_told()
-            event_id, entry = dataset(f"patient-{len(running.entries)}", ledger.trainer)
-            waits = patient.submit(ledger.append, entry)
-            running.is_told()
-            assert not waits.done()
-            _signal(processes[which], signal.SIGCONT)
+            with _stopped(processes[which]):
+                running.is_told()
+                event_id, entry = dataset(f"patient-{len(running.entries)}", ledger.trainer)
+                waits = patient.submit(ledger.append, entry)
+                running.is_told()
+                assert not waits.done()
             [running.acknowledged[event_id]] = waits.result(30)
             running.entries[event_id] = entry
         running.goes_on()
@@ -110,6 +109,12 @@ def test_stopped_under_load(ledger: Ledger, which: str) -> None:
     assert ledger.verify() == FOUNDING + len(entries), "acknowledged and lost, or there twice"
 
 
-def _signal(processes: list[int], number: signal.Signals) -> None:
+@contextmanager
+def _stopped(processes: list[int]) -> Iterator[None]:
     for process in processes:
-        os.kill(process, number)
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)

@@ -19,7 +19,8 @@ from ledger.errors import DamagedLog, InvalidInput, ModelLedgerError, Unreachabl
 
 log = logging.getLogger("modelledger.database")
 
-# The file is not the database that was written: https://www.sqlite.org/rescode.html
+# The file is not the database that was written (https://www.sqlite.org/rescode.html), or the disk failed to read it:
+# SQLite's unixRead makes SQLITE_CORRUPT of EIO.
 _SQLITE_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 # data_corrupted and index_corrupted: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _POSTGRESQL_DAMAGE = ("XX001", "XX002")
@@ -85,7 +86,10 @@ def meaning(error: DBAPIError) -> ModelLedgerError:
     code = getattr(error.orig, "sqlite_errorcode", None)
     damaged = code is not None and code & 0xFF in _SQLITE_DAMAGE
     if damaged or getattr(error.orig, "sqlstate", None) in _POSTGRESQL_DAMAGE:
-        return DamagedLog("the ledger's database is damaged; its log has the details; restore it from a backup")
+        return DamagedLog(
+            "the ledger's database is damaged or cannot be read; look at the ledger's and the system's log: mend a "
+            "disk that reports errors, then retry; otherwise restore the database from a backup"
+        )
     sqlite, postgresql = None if code is None else code & 0xFF, getattr(error.orig, "sqlstate", None)
     if postgresql == _POSTGRESQL_LOCKED:
         return Unreachable("another process has kept the ledger's database to itself for too long; retry in a moment")

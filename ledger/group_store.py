@@ -42,7 +42,8 @@ class Held(NamedTuple):
     """An event that a group has taken from the log and not acknowledged.
 
     attempts: deliveries so far; lease, consumer: of the last one, `lease` is empty when it was given back; due: when
-    the lease ends, when a retry may be delivered, or when it was parked, in milliseconds since 1970.
+    the lease ends, when a retry may be delivered, or when it was parked, in milliseconds since 1970; length: how long
+    before that it was decided.
     """
 
     position: int
@@ -51,7 +52,12 @@ class Held(NamedTuple):
     lease: str
     consumer: str
     due: int
+    length: int
     reason: str
+
+    def set_back(self, now: int) -> bool:
+        """Whether the clock was set back since `due` was decided."""
+        return self.due - self.length > now
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,8 @@ class GroupStore:
     def any_due(self, name: str, now: int) -> bool:
         """Whether an event that is not parked might be delivered again."""
         column = deliveries.c
-        query = select(column.position).where(column.group_name == name, column.parked.is_(False), column.due <= now)
+        due = (column.due <= now) | (column.due - column.length > now)
+        query = select(column.position).where(column.group_name == name, column.parked.is_(False), due)
         with driver_errors(), self._reader.connect() as connection:
             return connection.execute(query.limit(1)).first() is not None
 
@@ -169,10 +176,10 @@ class Changing:
         if values:
             self._connection.execute(insert(deliveries), values)
 
-    def lease(self, rows: Sequence[Held], lease: str, consumer: str, end: int) -> None:
+    def lease(self, rows: Sequence[Held], lease: str, consumer: str, end: int, length: int) -> None:
         """Deliver these once more."""
         again = deliveries.c.attempts + 1
-        self.update(rows, attempts=again, lease=lease, consumer=consumer, due=end)
+        self.update(rows, attempts=again, lease=lease, consumer=consumer, due=end, length=length)
 
     def update(self, rows: Sequence[Held], **values: Any) -> None:
         """Change these columns of some rows."""

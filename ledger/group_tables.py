@@ -6,7 +6,7 @@ and lies before `position` is done. Times are milliseconds since 1970.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, String, Table
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, String, Table, text
 
 # Of its own: these tables came after the log's, by a migration.
 metadata = MetaData()
@@ -28,7 +28,8 @@ groups = Table(
     Column("closed_reason", String(1_000), nullable=False),  # empty while the group is open
 )
 
-# `due` is when a lease ends, when a retry may be delivered, or when an event was parked.
+# `due` is when a lease ends, when a retry may be delivered, or when an event was parked; `length` is how long before
+# that it was decided, in milliseconds. Who finds himself before that moment knows that the clock was set back.
 deliveries = Table(
     "group_deliveries",
     metadata,
@@ -40,6 +41,8 @@ deliveries = Table(
     Column("lease", String(32), nullable=False),  # empty when no consumer has it
     Column("consumer", String(128), nullable=False),  # that had it last
     Column("due", BigInteger, nullable=False),
+    # Rows older than this column: the longest time there is, so that none of them is ended too early.
+    Column("length", BigInteger, nullable=False, server_default=text("2592000000")),
     Column("reason", String(1_000), nullable=False),
     Index("deliveries_by_state", "group_name", "parked", "position"),
 )

@@ -12,7 +12,8 @@ leased or waits for its next attempt, later ones of its stream wait too. Retryin
 its stream that were delivered with it. An event that was delivered before comes alone: the one that kills its
 consumer is found, and takes no others with it. Parking gives up the order for that event alone.
 
-Times are this machine's; ledger processes that share a database need clocks that agree within a lease.
+Times are this machine's; ledger processes that share a database need clocks that agree within a lease. A clock that is
+set forward ends leases and delays early; when it is set back, those that are under way begin anew. Nothing is lost.
 """
 
 from __future__ import annotations
@@ -120,8 +121,9 @@ class Groups:
         """(new end of the lease, events it still holds)"""
         with self._groups.changing(name) as change:
             _existing(change.group(), name)
-            held, end = change.leased(lease), self._now() + _milliseconds(lease_seconds)
-            change.update(held, due=end)
+            held, length = change.leased(lease), _milliseconds(lease_seconds)
+            end = self._now() + length
+            change.update(held, due=end, length=length)
         return end, _positions(held)
 
     def ack(self, name: str, lease: str, positions: Sequence[int]) -> Settled:
@@ -132,7 +134,7 @@ class Groups:
         return Settled(done=_positions(mine), lost=lost)
 
     def retry(self, name: str, lease: str, positions: Sequence[int], delay_seconds: float, reason: str) -> Settled:
-        now = self._now()
+        now, delay = self._now(), _milliseconds(delay_seconds)
         with self._groups.changing(name) as change:
             group = _existing(change.group(), name)
             mine, lost = _mine(change, lease, positions)
@@ -145,9 +147,9 @@ class Groups:
                 if row.stream in first and row.position > first[row.stream] and row not in mine
             ]
             change.update(spent, parked=True, lease="", due=now, reason=reason)
-            change.update(again, lease="", due=now + _milliseconds(delay_seconds), reason=reason)
+            change.update(again, lease="", due=now + delay, length=delay, reason=reason)
             # Only events that come for the first time come together, so this was their first attempt.
-            change.update(released, lease="", due=now, attempts=0)
+            change.update(released, lease="", due=now, length=0, attempts=0)
         return Settled(waiting=_positions(again), parked=_positions(spent), released=_positions(released), lost=lost)
 
     def park(self, name: str, lease: str, positions: Sequence[int], reason: str) -> Settled:
@@ -176,7 +178,7 @@ class Groups:
                     "retry when some of them are settled"
                 )
             rows = change.parked(positions, room) if asked else []
-            change.update(rows, parked=False, attempts=0, due=self._now())
+            change.update(rows, parked=False, attempts=0, due=self._now(), length=0)
         return _positions(rows), asked - len(rows)
 
     # How
@@ -191,7 +193,7 @@ class Groups:
             return Claimed(), False
         with self._groups.changing(name) as change:
             group = _open(change.group(), name)
-            held = _park_spent(change, group, now)
+            held = _park_spent(change, group, _from_now(change, now), now)
             if change.count_parked() >= MAX_PARKED:
                 raise NotReady(
                     f"{MAX_PARKED} events of the group {name!r} are parked, so it delivers nothing more; look at them "
@@ -207,10 +209,13 @@ class Groups:
                 taken = take(held, chosen, fresh, max(stop, group.position), limit - len(chosen), room)
                 taken = taken.fitting(MAX_RESPONSE_BYTES - sum(map(message_bytes, events)))
             chosen = chosen[: len(events)]
-            lease, end = uuid.uuid4().hex, now + _milliseconds(lease_seconds)
-            change.lease(chosen, lease, consumer, end)
-            change.take([Held(row.position, row.stream, 1, lease, consumer, end, "") for row in taken.delivered])
-            change.take([Held(row.position, row.stream, 0, "", "", now, "") for row in taken.waiting])
+            lease, length = uuid.uuid4().hex, _milliseconds(lease_seconds)
+            end = now + length
+            change.lease(chosen, lease, consumer, end, length)
+            change.take(
+                [Held(row.position, row.stream, 1, lease, consumer, end, length, "") for row in taken.delivered]
+            )
+            change.take([Held(row.position, row.stream, 0, "", "", now, 0, "") for row in taken.waiting])
             if taken.position != group.position:
                 change.set(position=taken.position)
         again = [
@@ -237,9 +242,20 @@ class Groups:
         return _milliseconds(self._clock())
 
 
-def _park_spent(change: Changing, group: Group, now: int) -> list[Held]:
+def _from_now(change: Changing, now: int) -> list[Held]:
+    """What the group holds. Where the clock was set back, a lease or delay that is under way begins anew: otherwise
+    nothing would be delivered until the clock is again where it was."""
+    held = []
+    for row in change.held():
+        if row.set_back(now):
+            row = row._replace(due=now + row.length)
+            change.update([row], due=row.due)
+        held.append(row)
+    return held
+
+
+def _park_spent(change: Changing, group: Group, held: list[Held], now: int) -> list[Held]:
     """Park what was delivered too often; the others that the group holds."""
-    held = change.held()
     spent = [row for row in held if row.due <= now and row.attempts >= group.max_attempts]
     reason = f"delivered {group.max_attempts} times and never settled"
     change.update(spent, parked=True, lease="", due=now, reason=reason)

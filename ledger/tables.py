@@ -24,6 +24,7 @@ from sqlalchemy import (
     and_,
     false,
     func,
+    inspect,
     select,
     text,
 )
@@ -200,8 +201,15 @@ def _m003_groups(connection: Connection) -> None:
     group_tables.metadata.create_all(connection, checkfirst=True)
 
 
+def _m004_lengths(connection: Connection) -> None:
+    if "length" in {column["name"] for column in inspect(connection).get_columns("group_deliveries")}:
+        return  # m003 makes the table of a new database as it is now
+    connection.execute(text("ALTER TABLE group_deliveries ADD COLUMN length BIGINT NOT NULL DEFAULT 2592000000"))
+
+
 MIGRATIONS: dict[str, Callable[[Connection], None]] = {
     "m001_initial": _m001_initial,
     "m002_cosignatures": _m002_cosignatures,
     "m003_groups": _m003_groups,
+    "m004_lengths": _m004_lengths,
 }

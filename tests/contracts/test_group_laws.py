@@ -1,8 +1,8 @@
 """The law of consumer groups: whatever consumers and processes do, every event that a group wants ends acknowledged
 exactly once or parked; per stream there is one consumer at a time, in the log's order.
 
-Hypothesis plays consumers that die, come late, retry and park, and a ledger that restarts, against a model that knows
-nothing but what it was told.
+Hypothesis plays consumers that die, come late, retry and park, a ledger that restarts, and a clock that is set forward
+and back, against a model that knows nothing but what it was told.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Lease:
 
     name: str
     end: float
+    length: float
     positions: list[int] = field(default_factory=list)
 
 
@@ -50,6 +51,7 @@ class Consumers(RuleBasedStateMachine):
     def begin(self) -> None:
         self.name = f"group-{next(_names)}"
         start = self.world.store.head.size
+        self.world.now = 1_000_000.0  # so that it is never set back beyond 1970
         self.world.groups.create(
             group(
                 self.name,
@@ -65,6 +67,7 @@ class Consumers(RuleBasedStateMachine):
         self.holder: dict[int, Lease] = {}  # the last lease of each event that was delivered and not settled
         self.attempts: dict[int, int] = {}
         self.not_before: dict[int, float] = {}
+        self.delay: dict[int, float] = {}
         self.acked: set[int] = set()
         self.parked: set[int] = set()
         self.replayed: set[int] = set()
@@ -79,7 +82,8 @@ class Consumers(RuleBasedStateMachine):
     def claim(self, limit: int, seconds: int) -> None:
         claimed = self.world.groups.claim(self.name, "consumer", limit, seconds)
         now, before = self.world.now, dict(self.holder)
-        lease = Lease(claimed.lease, now + seconds, indexes(claimed))
+        self._begin_anew(now)
+        lease = Lease(claimed.lease, now + seconds, seconds, indexes(claimed))
         self._learn_what_was_parked()
         assert len(lease.positions) <= limit
         for delivery in claimed.deliveries:
@@ -132,6 +136,7 @@ class Consumers(RuleBasedStateMachine):
             self.attempts[position] = 0
         for position in mine:
             self.not_before[position] = self.world.now + delay
+            self.delay[position] = delay
         self.parked |= spent
         self._settle(mine | later)
 
@@ -150,7 +155,7 @@ class Consumers(RuleBasedStateMachine):
         lease = data.draw(st.sampled_from(self.leases))
         _, held = self.world.groups.extend(self.name, lease.name, 20)
         assert set(held) == {position for position, holder in self.holder.items() if holder is lease}
-        lease.end = self.world.now + 20
+        lease.end, lease.length = self.world.now + 20, 20
 
     @precondition(lambda self: self.parked)
     @rule(data=st.data())
@@ -171,6 +176,10 @@ class Consumers(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1, 9, 40, 200]))
     def time_passes(self, seconds: int) -> None:
         self.world.now += seconds
+
+    @rule(seconds=st.sampled_from([5, 30, 5_000]))
+    def the_clock_is_set_back(self, seconds: int) -> None:
+        self.world.now -= seconds
 
     @rule()
     def the_ledger_restarts(self) -> None:
@@ -202,6 +211,7 @@ class Consumers(RuleBasedStateMachine):
         self.the_numbers_are_right()
 
     def _drain(self) -> None:
+        self.claim(1, 10)  # whoever claims finds out that the clock was set back
         self.world.now += 1_000
         while True:
             before = len(self.leases)
@@ -225,6 +235,15 @@ class Consumers(RuleBasedStateMachine):
         for position in replayed:
             self.attempts[position] = 0
             self.not_before[position] = 0
+
+    def _begin_anew(self, now: float) -> None:
+        """What was decided at a time that is yet to come lasts as long as it was to last, from now on."""
+        for lease in {id(lease): lease for lease in self.holder.values()}.values():
+            if lease.end - lease.length > now:
+                lease.end = now + lease.length
+        for position, delay in self.delay.items():
+            if self.not_before[position] - delay > now:
+                self.not_before[position] = now + delay
 
     def _learn_what_was_parked(self) -> None:
         """Only what was delivered too often, and whose lease is over, is parked without being asked for."""

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy import text
 
 from ledger import groups as groups_module
 from ledger.errors import AlreadyExists, NotFound, NotReady, Overloaded, Refused
@@ -78,6 +79,56 @@ def test_a_lease_can_be_extended(world: World) -> None:
     world.now += 50
     assert world.groups.claim("mail", "b", 10, 60).deliveries == ()
     assert world.groups.extend("mail", "0" * 32, 60)[1] == ()
+
+
+HOURS = 5 * 3_600.0
+
+
+def test_when_the_clock_is_set_back_leases_and_delays_begin_anew(world: World) -> None:
+    world.groups.create(group())
+    write(world.store, ["s/1", "s/2", "s/2", "s/3"])
+    dead = world.groups.claim("mail", "a", 10, 60).lease
+    world.groups.retry("mail", dead, [1], 30, "x")
+    world.now -= HOURS
+    assert world.groups.claim("mail", "b", 10, 60).deliveries == (), "their time begins now"
+    assert world.groups.get("mail").counts.leased == 2
+    world.now += 29
+    assert world.groups.claim("mail", "b", 10, 60).deliveries == ()
+    world.now += 1
+    again = world.groups.claim("mail", "b", 10, 60)
+    assert indexes(again) == [1]
+    world.groups.ack("mail", again.lease, [1])
+    assert indexes(world.groups.claim("mail", "b", 10, 60)) == [2], "it was given back, and waits for no clock"
+    world.now += 29
+    assert world.groups.claim("mail", "b", 10, 60).deliveries == ()
+    world.now += 1
+    assert world.groups.ack("mail", dead, [0]).done == (0,), "nobody else has it yet"
+    assert indexes(world.groups.claim("mail", "b", 10, 60)) == [3]
+
+
+def test_when_the_clock_is_set_forward_leases_end_early_and_nothing_is_lost(world: World) -> None:
+    world.groups.create(group())
+    write(world.store, ["s/1", "s/2"])
+    early = world.groups.claim("mail", "a", 10, 60).lease
+    world.now += HOURS
+    again = world.groups.claim("mail", "b", 10, 60)
+    assert indexes(again) == [0]
+    assert world.groups.ack("mail", early, [0, 1]).lost == (0,)
+    world.now -= HOURS
+    assert world.groups.ack("mail", again.lease, [0]).done == (0,)
+    assert world.groups.get("mail").group.acked == 2
+
+
+def test_a_database_from_before_lengths_were_kept_is_brought_up(world: World, store_factory: StoreFactory) -> None:
+    world.groups.create(group())
+    write(world.store, ["s/1"])
+    lease = world.groups.claim("mail", "a", 10, 86_400).lease
+    with world.store._writer.begin() as connection:
+        connection.execute(text("ALTER TABLE group_deliveries DROP COLUMN length"))
+        connection.execute(text("DELETE FROM migrations WHERE name = 'm004_lengths'"))
+    store_factory.reopen(world.store)
+    assert world.groups.claim("mail", "b", 10, 60).deliveries == (), "a lease lasts as long as was said"
+    assert world.groups.ack("mail", lease, [0]).done == (0,)
 
 
 def test_a_stream_has_one_consumer_at_a_time(world: World) -> None:

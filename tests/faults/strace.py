@@ -1,6 +1,6 @@
 """System calls of running processes that fail, kill or are written down, by strace(1).
 
-with strace(process, inject=["fdatasync:error=EIO:when=2"], path=wal):      # while it lasts
+with strace(process, inject=["fdatasync:error=EIO:when=2"], paths=[wal]):   # while it lasts
     ...
 """
 
@@ -44,14 +44,24 @@ class Call:
     result: int
 
 
+def failing(fault: str, paths: Sequence[Path], command: Sequence[str]) -> list[str]:
+    """A command with a fault in it, from its start on, in calls on these files."""
+    name = fault.partition(":")[0]
+    tracer = ["strace", "--follow-forks", "--seccomp-bpf", "--output=/dev/null", f"--trace={name}", f"--inject={fault}"]
+    # The command ends with its tracer.
+    return [*tracer, *(f"--trace-path={path}" for path in paths), "setpriv", "--pdeathsig=KILL", *command]
+
+
 @contextmanager
 def strace(
-    process: int, *, inject: Sequence[str] = (), path: Path | None = None, record: Path | None = None
+    process: int, *, inject: Sequence[str] = (), paths: Sequence[Path] = (), record: Path | None = None
 ) -> Iterator[None]:
-    """Trace a process and all its threads. `path`: only calls on this file; `record`: a file for what was done."""
-    command = ["strace", "--attach", str(process), "--follow-forks", f"--trace={WRITING}", "--decode-fds=path"]
+    """Trace a process, its threads, and the children that it starts. `paths`: only calls on these files; `record`: a
+    file for what was done. Every thread counts the calls to be injected for itself."""
+    traced = ",".join((WRITING, *(fault.partition(":")[0] for fault in inject)))
+    command = ["strace", "--attach", str(process), "--follow-forks", f"--trace={traced}", "--decode-fds=path"]
     command += [f"--inject={fault}" for fault in inject]
-    command += ["--trace-path", str(path)] if path else []
+    command += [f"--trace-path={path}" for path in paths]
     command += ["--strings-in-hex=all", "--string-limit=4194304", f"--output={record or '/dev/null'}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
         assert tracer.stderr is not None

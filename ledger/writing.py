@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, bindparam, func, select, text
+from sqlalchemy import Connection, bindparam, select, text
 
 from ledger import tables
 from ledger.checkpoint import sign_checkpoint
@@ -32,11 +33,14 @@ _INTRODUCED = (
 _STORED = select(tables.events.c.id, tables.events.c.position, tables.events.c.payload_sha256).where(
     tables.events.c.id.in_(bindparam("id", expanding=True))
 )
-_NEWEST = (
-    select(tables.events.c.stream, func.max(tables.events.c.version))
-    .where(tables.events.c.stream.in_(bindparam("stream", expanding=True)))
-    .group_by(tables.events.c.stream)
-)
+# The newest version stream by stream: GROUP BY would go through every version of each.
+_NEWEST = {
+    "sqlite": text("SELECT value, (SELECT max(version) FROM events WHERE stream = value) FROM json_each(:streams)"),
+    "postgresql": text(
+        "SELECT value, (SELECT max(version) FROM events WHERE stream = value) "
+        "FROM json_array_elements_text(CAST(:streams AS json)) AS wanted(value)"
+    ),
+}
 _INSERT_EVENT = tables.events.insert()
 _INSERT_CHECKPOINT = tables.checkpoints.insert()
 # Both databases spell it so; SQLAlchemy's own form is compiled anew each time.
@@ -107,8 +111,10 @@ class Writing:
                 known.artifacts[sha256] = Introduced(names, first, revoked_at)
         for some in tables.pieces(ids):
             known.ids.update({id: (position, digest) for id, position, digest in execute(_STORED, {"id": some})})
-        for some in tables.pieces(streams):
-            known.streams.update({stream: version for stream, version in execute(_NEWEST, {"stream": some})})
+        newest = _NEWEST[self._connection.dialect.name]
+        for stream, version in execute(newest, {"streams": json.dumps(sorted(set(streams)))}):
+            if version is not None:
+                known.streams[stream] = version
         return known
 
     def append(self, rows: Sequence[Row]) -> None:

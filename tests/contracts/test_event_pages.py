@@ -15,6 +15,11 @@ from tests.logs import Log
 ASKED = [
     {},
     {"start_index": 9},
+    {"start_index": -5, "after_version": -5},
+    {"stream": "datasets/acme/long", "kinds": ["DatasetRegistered"]},
+    {"stream": "datasets/acme/long", "kinds": ["DatasetRegistered"], "after_version": -9},
+    {"stream": "datasets/acme/long", "start_index": 45, "after_version": 3},
+    {"stream": "datasets/acme/long", "kinds": ["TrainingStarted"]},
     {"stream": "training-runs/run1"},
     {"stream": "training-runs/run1", "after_version": 1},
     {"stream": "training-runs/run1", "start_index": 12, "kinds": ["EpochCompleted", "TrainingCompleted"]},
@@ -36,7 +41,7 @@ def full(log: Log) -> Log:
     log.append(*log.datasets(20), log.dataset())
     for number in range(1, 4):
         log.append(*log.training(f"run{number}", model=f"bot{number}"))
-        log.append(*log.datasets(10, start=20 * number))
+        log.append(*[log.dataset("long") for _ in range(10)])
     return log
 
 

@@ -136,6 +136,8 @@ def _calls(log: Log) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "stream, next page", listed(stream=STREAM, page_token=str(version // 2))
     yield "stream, newest", listed(stream=STREAM, descending=True)
     yield "stream and kind", listed(stream=STREAM, kinds=["UsageRecorded"], after_version=version - 5)
+    yield "stream and rare kind", listed(stream=STREAM, kinds=["DeploymentChanged"], descending=True)
+    yield "stream from an index on", listed(stream=STREAM, start_index=size - 5)
     yield "kind", listed(kinds=["UsageRecorded"], start_index=size // 2)
     yield "kinds", listed(kinds=["UsageRecorded", "TrainingRequested"], start_index=size // 2)
     yield "rare kind", listed(kinds=["ActorEnrolled"])

@@ -155,7 +155,9 @@ class _Log:
             "long_stream": lambda position: store.select(
                 stream=LONG_STREAM, after_version=position * long_version // size, limit=101
             ),
-            "stream_and_kind": lambda _: store.select(stream=LONG_STREAM, kinds=["DeploymentChanged"], limit=101),
+            "stream_rare_kind": lambda _: _list(
+                store, stream=LONG_STREAM, kinds=["DeploymentChanged"], descending=True
+            ),
             "kind": lambda position: store.select(kinds=["DatasetRegistered"], start=position, limit=101),
             "two_kinds": lambda position: store.select(
                 kinds=["DatasetRegistered", "UsageRecorded"], start=position, limit=101

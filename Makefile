@@ -22,6 +22,7 @@ bench: setup
 	$(BIN)/modelledger bench watch --json
 	$(BIN)/modelledger bench rebuild --json
 	$(BIN)/modelledger bench audit --json
+	$(BIN)/modelledger bench growth --json
 	$(BIN)/modelledger bench help --json
 	$(BIN)/modelledger bench up --json
 

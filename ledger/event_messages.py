@@ -58,8 +58,9 @@ def read_page(
 
     There may be none although there are some later: no more than MAX_SCAN positions are looked at.
     """
-    stop = min(size, start + MAX_SCAN)
-    rows = store.select(start=start, stop=stop, stream_prefix=stream_prefix, kinds=kinds, limit=limit)
+    rare = bool(stream_prefix) and store.is_rare(stream_prefix)
+    stop = size if rare else min(size, start + MAX_SCAN)
+    rows = store.select(start=start, stop=stop, stream_prefix=stream_prefix, kinds=kinds, limit=limit, rare=rare)
     page = fitting(rows, most)
     if len(page) < len(rows) or len(rows) == limit:
         stop = page[-1].position + 1

@@ -102,7 +102,8 @@ def _mentioned(event: Event) -> tuple[Artifact, ...]:
 def _all(
     store: Store, *, stream: str = "", kinds: tuple[str, ...] = (), stop: int | None = None
 ) -> Iterator[StoredRow]:
-    start = 0
-    while rows := store.select(start=start, stop=stop, stream=stream, kinds=kinds, limit=PAGE):
+    start, after = 0, None
+    while rows := store.select(start=start, stop=stop, stream=stream, kinds=kinds, after_version=after, limit=PAGE):
         yield from rows
-        start = rows[-1].position + 1
+        # Each of them is in an index behind what is asked for.
+        start, after = (0, rows[-1].version) if stream else (rows[-1].position + 1, None)

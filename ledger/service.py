@@ -11,7 +11,8 @@ from ledger import merkle
 from ledger.append_streams import AppendStreams, Requests, proven
 from ledger.cosigned import Checkpoints, PlainCheckpoints
 from ledger.errors import InvalidInput
-from ledger.event_messages import event, fitting
+from ledger.event_messages import event
+from ledger.event_pages import list_page
 from ledger.sequencer import Sequencer
 from ledger.store import Store
 from ledger.watching import Wanted, Watchers, WatchLimits
@@ -64,25 +65,8 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         size = page_size(request.page_size)
         _check_text("stream", request.stream)
         _check_text("stream_prefix", request.stream_prefix)
-        start, stop = request.start_index, None
-        if request.page_token:
-            position = _page_position(request.page_token)
-            start, stop = (start, position) if request.descending else (max(start, position), None)
-        rows = await asyncio.to_thread(
-            self._store.select,
-            start=start,
-            stop=stop,
-            stream=request.stream,
-            stream_prefix=request.stream_prefix,
-            kinds=_kinds(request.kinds),
-            after_version=request.after_version or None,
-            descending=request.descending,
-            limit=size + 1,
-        )
-        page = fitting(rows[:size])
-        token = ""
-        if len(rows) > len(page):
-            token = str(page[-1].position + (0 if request.descending else 1))
+        _kinds(request.kinds)
+        page, token = await asyncio.to_thread(list_page, self._store, request, size)
         return ledger_pb2.ListEventsResponse(events=map(event, page), next_page_token=token)
 
     async def WatchEvents(  # type: ignore[override]  # it writes to the context, as grpc.aio allows
@@ -130,12 +114,6 @@ def page_size(asked: int) -> int:
     if asked < 0:
         raise InvalidInput("page_size: is negative")
     return min(asked or PAGE_SIZE, MAX_PAGE_SIZE)
-
-
-def _page_position(token: str) -> int:
-    if not (token.isascii() and token.isdigit() and len(token) < 19):
-        raise InvalidInput("page_token: is not one that this method gave out")
-    return int(token)
 
 
 def _kinds(kinds: Any) -> list[str]:

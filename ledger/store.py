@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, func, select
 from sqlalchemy.exc import DBAPIError
 
 from ledger import tables
@@ -38,6 +38,7 @@ from ledger.note import LogSigner, NoteError
 from ledger.view_store import ViewRows
 from ledger.writing import Head, Writing
 
+RARE = 1_000  # events
 FULL_TILES_CACHED = 4_096  # 32 MiB
 log = logging.getLogger("modelledger.store")
 
@@ -163,23 +164,39 @@ class Store:
         up_to_version: int | None = None,
         descending: bool = False,
         limit: int | None = 100,
+        rare: bool = False,
     ) -> list[StoredRow]:
-        """Events with start <= position < stop that match every filter, at most `limit`, by position."""
+        """Events with start <= position < stop that match every filter, at most `limit`, by position.
+
+        `rare`: so few streams' events begin with the prefix that reading them all is quickest, see `is_rare`.
+        """
         column = tables.events.c
-        query = EVENT_COLUMNS.where(column.position >= start).limit(limit)
+        position: ColumnElement[int] = column.position
+        kind: ColumnElement[str] = column.kind
+        if stream or rare:
+            # Found by the stream's index, whatever else is asked; SQLite would take one that looks as good to it.
+            position, kind = column.position + 0, column.kind + ""
+        query = EVENT_COLUMNS.where(position >= start).limit(limit)
         if stop is not None:
-            query = query.where(column.position < stop)
+            query = query.where(position < stop)
         if stream:
             query = query.where(column.stream == stream)
         if stream_prefix:
             query = query.where(tables.begins_with(column.stream, stream_prefix))
         if kinds:
-            query = query.where(column.kind.in_(kinds))
+            query = query.where(kind.in_(kinds))
         if after_version is not None:
             query = query.where(column.version > after_version)
         if up_to_version is not None:
             query = query.where(column.version <= up_to_version)
-        return self._read(query.order_by(column.position.desc() if descending else column.position))
+        order = column.version if stream else column.position  # in a stream they grow together
+        return self._read(query.order_by(order.desc() if descending else order))
+
+    def is_rare(self, stream_prefix: str) -> bool:
+        """Whether so few events are in streams that begin so that `select` had better read them all."""
+        query = select(tables.events.c.version).where(tables.begins_with(tables.events.c.stream, stream_prefix))
+        with driver_errors(), self._reader.connect() as connection:
+            return len(connection.execute(query.limit(RARE)).all()) < RARE
 
     def introduction(self, sha256: str, name: str) -> int | None:
         """Position of the event that introduced these bytes under this name."""

@@ -122,6 +122,7 @@ def test_pages_hold_exactly_what_was_wanted(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watching, "BATCH", batch)
         patch.setattr(event_messages, "MAX_SCAN", scan)
+        patch.setattr("ledger.store.RARE", scan)
         patch.setattr(watching, "MAX_PAGE_BYTES", room)
         pages = [watchers._page(Wanted(start, prefix, kinds), start)]
         while not pages[-1].caught_up:

@@ -1,6 +1,7 @@
 """The servers of `modelledger bench append` and `bench watch`, each a process of its own on a free port.
 
-    python -m modelledger.cli.bench_servers ledger DATA     the ledger, without the other services
+    python -m modelledger.cli.bench_servers ledger DATA [DATABASE]
+                                                            the ledger, without the other services
     python -m modelledger.cli.bench_servers echo            sends back what it gets: the floor of append
     python -m modelledger.cli.bench_servers stream FILE     sends the messages of a file: the floor of watch
 
@@ -64,12 +65,12 @@ async def serve_floor(messages: Sequence[bytes] = ()) -> None:
     await server.stop(None)
 
 
-async def serve_ledger(data: Path) -> None:
+async def serve_ledger(data: Path, database: str = "") -> None:
     from ledger.config import LedgerConfig
     from ledger.kit.process import run
     from ledger.wiring import LedgerPart
 
-    config = LedgerConfig(data=data, listen="127.0.0.1:0", http="127.0.0.1:0")
+    config = LedgerConfig(data=data, database=database, listen="127.0.0.1:0", http="127.0.0.1:0")
     await run([LedgerPart(config)], config.address(), lambda server, web: _ready(server.port))
 
 
@@ -80,4 +81,4 @@ def _ready(port: int) -> None:
 if __name__ == "__main__":
     what, *where = sys.argv[1:]
     messages = _read_messages(Path(where[0])) if what == "stream" else []
-    asyncio.run(serve_ledger(Path(where[0])) if what == "ledger" else serve_floor(messages))
+    asyncio.run(serve_ledger(Path(where[0]), *where[1:]) if what == "ledger" else serve_floor(messages))

@@ -40,7 +40,7 @@ from ledger.possession import is_proven
 from ledger.reading import read_event
 from ledger.resource_names import parse_actor
 from ledger.schema import from_data
-from ledger.statement import Artifact
+from ledger.statement import Artifact, new_id
 from ledger.store import Store
 
 ATTEMPTS = 5  # at a command, before it answers that others keep being faster
@@ -179,7 +179,7 @@ class ActorServicer(actors_pb2_grpc.ActorServiceServicer):
         stream = f"actors/{name}"
         # An absent request id asks for no idempotence.
         key = f"{method}\n{asked_by.id}\n{request_id}"
-        event_id = str(uuid.uuid5(REQUESTS, key) if request_id else uuid.uuid4())
+        event_id = str(uuid.uuid5(REQUESTS, key)) if request_id else new_id()
 
         def attempt() -> tuple[Decision, int] | None:
             earlier = self._recorded(event_id)

@@ -38,7 +38,7 @@ from ledger.local_actor import LocalActor
 from ledger.policy import Policy, shipped
 from ledger.provenance import Incomplete, Provenance, about, trace
 from ledger.service import page_size
-from ledger.statement import Event
+from ledger.statement import Event, new_id
 from ledger.store import Store
 
 CHUNK = 256 << 10
@@ -269,7 +269,7 @@ def _event_id(method: str, asked_by: events_pb2.Caller, request_id: str) -> str:
     """The same request of the same caller has the same event id, so recording it again changes nothing."""
     if len(request_id) > 200:
         raise InvalidInput("request_id: at most 200 characters")
-    return str(uuid.uuid5(_REQUEST_IDS, f"{method}\n{asked_by.id}\n{request_id}") if request_id else uuid.uuid4())
+    return str(uuid.uuid5(_REQUEST_IDS, f"{method}\n{asked_by.id}\n{request_id}")) if request_id else new_id()
 
 
 def _record(issued: Statement) -> Any:

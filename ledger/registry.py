@@ -36,7 +36,7 @@ from ledger.resource_names import (
     split_version,
 )
 from ledger.schema import from_data
-from ledger.statement import Artifact
+from ledger.statement import Artifact, new_id
 from ledger.store import Store
 from ledger.view_reader import ViewReader
 from ledger.view_store import ViewRows
@@ -282,7 +282,7 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
             raise _invalid("request_id", f"has {len(request_id)} characters, more than {MAX_TEXT}")
         # An absent request id asks for no idempotence.
         key = f"{method}\n{caller().id}\n{request_id}"
-        event_id = str(uuid.uuid5(REQUESTS, key) if request_id else uuid.uuid4())
+        event_id = str(uuid.uuid5(REQUESTS, key)) if request_id else new_id()
         for _ in range(ATTEMPTS):
             earlier = await asyncio.to_thread(self._recorded, event_id)
             if earlier is not None:

@@ -7,7 +7,9 @@ https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -54,10 +56,21 @@ class Event:
     subjects: tuple[Artifact, ...]
     data: Mapping[str, Any]
     materials: tuple[Artifact, ...] = ()
-    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    id: str = field(default_factory=lambda: new_id())
     time: str = field(default_factory=lambda: now())
     correlation: str = ""
     causation: str = ""
+
+
+def new_id() -> str:
+    """An event id: a UUID that begins with the time (version 7, RFC 9562 section 5.7).
+
+    Ids that come one after another stand side by side in a database's index; random ones each change another page of
+    it, which at ten million events is a fifth of what a batch costs.
+    """
+    milliseconds, noise = time.time_ns() // 1_000_000, int.from_bytes(os.urandom(10), "big")
+    version_7_variant_10 = (noise & ~(0xF << 76 | 0x3 << 62)) | 0x7 << 76 | 0x2 << 62
+    return str(uuid.UUID(int=(milliseconds & (2**48 - 1)) << 80 | version_7_variant_10))
 
 
 def now() -> str:

@@ -309,6 +309,7 @@ class Store:
 
 
 _NEWEST_CHECKPOINT = select(tables.checkpoints).order_by(tables.checkpoints.c.size.desc()).limit(1)
+_FULL_TILE = Statement("SELECT hashes FROM tiles WHERE level = ? AND tile = ?")
 _NEWEST_NOTE = Statement("SELECT note FROM checkpoints ORDER BY size DESC LIMIT 1")
 EVENT_COLUMNS = select(
     tables.events.c.position,
@@ -332,10 +333,8 @@ class FullTiles:
         return [self._one(tile.level, tile.index) for tile in wanted]
 
     def _read_one(self, level: int, index: int) -> bytes:
-        column = tables.tiles.c
-        query = select(column.hashes).where(column.level == level, column.tile == index)
         with driver_errors(), self._engine.connect() as connection:
-            hashes = connection.execute(query).scalar()
-        if hashes is None:
+            found = Driver(connection).rows(_FULL_TILE, level, index)
+        if not found:
             raise Damaged(f"tile {index} of level {level} is missing")
-        return bytes(hashes)
+        return bytes(found[0][0])

@@ -7,7 +7,6 @@ The eventsourcing library's Application saves what `collect_events` hands out an
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -29,7 +28,7 @@ class Recorded:
     data: Message
     subjects: tuple[Artifact, ...] = ()
     materials: tuple[Artifact, ...] = ()
-    event_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    event_id: str = field(default_factory=statement.new_id)
     time: str = field(default_factory=statement.now)
     correlation: str = ""
     causation: str = ""
@@ -64,7 +63,7 @@ class LedgerAggregate:
             data=data,
             subjects=tuple(subjects),
             materials=tuple(materials),
-            event_id=event_id or str(uuid.uuid4()),
+            event_id=event_id or statement.new_id(),
             causation=causation,
         )
         self.apply(event)

@@ -15,6 +15,7 @@ from ledger.errors import EventIdReused, InvalidInput, NotFound, Refused, WrongS
 from ledger.kit.aggregate import LedgerAggregate, Recorded
 from ledger.kit.client import Calling, call, connect
 from ledger.kit.recorder import PAGE, read
+from ledger.statement import new_id
 
 Aggregate = TypeVar("Aggregate", bound=LedgerAggregate)
 Result = TypeVar("Result")
@@ -32,7 +33,7 @@ class Command:
         self.request_id = request_id
         # An absent request id asks for no idempotence.
         key = f"{method}\n{caller.id}\n{request_id}"
-        self.event_id = str(uuid.uuid5(uuid.NAMESPACE_URL, key) if request_id else uuid.uuid4())
+        self.event_id = str(uuid.uuid5(uuid.NAMESPACE_URL, key)) if request_id else new_id()
 
 
 class LedgerApplication(Application[str]):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import json
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
@@ -190,3 +193,22 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
         yield value, key
         if isinstance(child, dict | list):
             yield from _places(child)
+
+
+def test_new_ids_are_version_7_and_in_the_order_of_time() -> None:
+    """RFC 9562 section 5.7."""
+    before = time.time_ns() // 1_000_000
+    ids = [statement.new_id() for _ in range(2_000)]
+    after = time.time_ns() // 1_000_000
+    made = [uuid.UUID(text) for text in ids]
+    assert all(
+        (one.version, one.variant) == (7, uuid.RFC_4122) and str(one) == text
+        for one, text in zip(made, ids, strict=True)
+    )
+    times = [one.int >> 80 for one in made]
+    assert times == sorted(times)
+    assert before <= times[0] <= times[-1] <= after
+    assert len(set(ids)) == len(ids)
+    noise = [one.int & (2**80 - 1) for one in made]
+    seen_set, seen_clear = functools.reduce(int.__or__, noise), functools.reduce(int.__and__, noise)
+    assert (seen_set, seen_clear) == (2**80 - 1 & ~(0x8 << 76 | 0x1 << 62), 0x7 << 76 | 0x2 << 62), "74 bits are drawn"

@@ -6,7 +6,10 @@ WORKDIR /src
 COPY constraints.txt ./
 RUN python -m venv /opt/modelledger && /opt/modelledger/bin/pip install --no-cache-dir --upgrade 'pip>=24'
 COPY . .
-RUN /opt/modelledger/bin/pip install --no-cache-dir --constraint constraints.txt '.[all]' \
+# llama.cpp is compiled without AMX, see the Makefile.
+RUN if [ "$(uname -m)" = x86_64 ]; then export CFLAGS='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'; fi \
+    && export CXXFLAGS="$CFLAGS" \
+    && /opt/modelledger/bin/pip install --no-cache-dir --constraint constraints.txt '.[all]' \
     && MODELLEDGER_CACHE=/opt/modelledger/cache /opt/modelledger/bin/python -m quantizer.converter
 
 FROM python:3.11-slim-bookworm

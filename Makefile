@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Before version 13.3 GCC drops most of what llama.cpp writes into a tile configuration (GCC bug 114098), and on a
+# processor with AMX multiplying matrices ends in a segmentation fault. So llama.cpp is compiled without AMX.
+NO_AMX := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
 
 .PHONY: demo test bench lint clients setup clean
 
@@ -42,7 +45,8 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt hatch_build.py $(shell find protos -name '*.proto')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[all,dev]'
+	CFLAGS='$(CFLAGS) $(NO_AMX)' CXXFLAGS='$(CXXFLAGS) $(NO_AMX)' \
+		$(BIN)/python -m pip install --constraint constraints.txt --editable '.[all,dev]'
 	$(BIN)/python -m quantizer.converter
 	touch $@
 

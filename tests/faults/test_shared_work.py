@@ -51,7 +51,7 @@ def start(house: House, tmp_path: Path) -> Iterator[Start]:
     base = house.register_base("tiny")
     running: list[subprocess.Popen[bytes]] = []
 
-    def start(folder: str, part: str, lease: float) -> subprocess.Popen[bytes]:
+    def start(folder: str, part: str, lease: float, *, watchful: bool = True) -> subprocess.Popen[bytes]:
         settings = {
             "ledger": house.addresses["ledger"],
             "data": str(house.data),
@@ -60,6 +60,7 @@ def start(house: House, tmp_path: Path) -> Iterator[Start]:
             "lease": lease,
             "part": part,
             "base": base,
+            "watchful": watchful,
         }
         process = subprocess.Popen([sys.executable, "-m", "tests.faults.worker_process", json.dumps(settings)])
         running.append(process)
@@ -144,9 +145,12 @@ def test_a_killed_worker_takes_its_run_up_again_at_once(house: House, start: Sta
     verify(house, [run])
 
 
-def test_a_worker_that_slept_longer_than_its_lease_does_no_harm(house: House, start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("watchful", [True, False])  # False: it reports before it learns that its lease is over
+def test_a_worker_that_slept_longer_than_its_lease_does_no_harm(
+    house: House, start: Start, tmp_path: Path, watchful: bool
+) -> None:
     [run] = request(house, 1)
-    sleeper = start("a", "brisk", 1.0)
+    sleeper = start("a", "brisk", 1.0, watchful=watchful)
     eventually(lambda: EPOCH in kinds(house, run))
     sleeper.send_signal(signal.SIGSTOP)
     heir = start("b", "slow", 1.0)

@@ -1,7 +1,8 @@
 """A trainer's worker as a process of its own, whose training processes act a part.
 
 Its one argument is JSON: ledger, data, work and bases as in the trainer's configuration; lease in seconds; the part
-that its training processes act; base, the digest of the base model. It ends at SIGTERM.
+that its training processes act; base, the digest of the base model; watchful, whether it looks after its lease. It ends
+at SIGTERM.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ledger.kit import commands, work
+from ledger.kit import commands, hold, work
 from trainer import worker
 from trainer.config import TrainerConfig
 from trainer.wiring import TrainerPart
@@ -27,6 +28,8 @@ async def main(settings: dict[str, Any]) -> None:
     commands.LEASE = settings["lease"]
     work.AGAIN_AFTER = 0.2
     worker.Task = task  # type: ignore[misc, assignment]
+    if not settings["watchful"]:
+        hold.Hold._keep = lambda self: None  # type: ignore[method-assign]
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     part = TrainerPart(

@@ -29,6 +29,8 @@ def main() -> None:
     elif part == "half a line":
         print('{"type": "st', end="", flush=True)
         os.abort()
+    elif part == "silent":
+        time.sleep(3_600)
     else:
         epochs(workdir, PAUSES.get(part, 0.0))
         completed(spec, workdir, part)

@@ -166,6 +166,36 @@ def test_progress_gives_a_stopped_run_new_attempts(
     assert run.attempts == 4
 
 
+@pytest.mark.parametrize("when", ["it runs", "it begins"])
+def test_a_cancelled_run_ends_its_child_although_that_says_nothing(
+    house: House, dataset: str, act: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    act("silent")
+    claim = worker.TrainingJob.claim
+
+    def cancel(stream: str) -> None:
+        call(house.trainer.CancelTrainingRun, trainer_pb2.CancelTrainingRunRequest(name=stream))
+
+    def claim_and_cancel(job: worker.TrainingJob, stream: str, name: str) -> work.Task | None:
+        task = claim(job, stream, name)
+        cancel(stream)
+        return task
+
+    if when == "it begins":
+        monkeypatch.setattr(worker.TrainingJob, "claim", claim_and_cancel)
+    name = start(house, dataset)
+    eventually(lambda: get(house, name).attempts)
+    if when == "it runs":
+        hold = house.part("trainer")._worker._hold
+        eventually(lambda: hold._child)
+        cancel(name)
+    eventually(lambda: get(house, name).state == trainer_pb2.RUN_STATE_CANCELLED)
+    monkeypatch.setattr(worker.TrainingJob, "claim", claim)
+    act("quick")
+    assert ended(house, start(house, dataset)).state == COMPLETED, "the worker is free again"
+    assert [event.kind for event in house.events(name)][-1] == "TrainingCancelled"
+
+
 def activated(house: House, model: str) -> list[str]:
     return [event.data.version for event in house.events(f"models/acme/{model}", "VersionActivated")]
 

@@ -47,21 +47,23 @@ class Hold:
 
     @contextmanager
     def doing(self, child: subprocess.Popen[bytes]) -> Iterator[None]:
-        """Meanwhile the child works, and is killed when the command is let go of."""
-        following = None
-        if self._cancelled:
-            # From the command itself on: one that was cancelled just now is seen as well.
-            following = self._recorder.subscribe(gt=self.delivery.event.index + 1, topics=self._cancelled)
-            threading.Thread(target=self._follow, args=[following], name=f"follow-{self.stream}", daemon=True).start()
-        with self._lock:
-            self._child = child
-            if self.let_go:
-                child.kill()
+        """Meanwhile the child works; it is killed when the command is let go of, and never outlives this."""
+        # From the command itself on: that it was cancelled just now is seen as well.
+        since = self.delivery.event.index + 1
+        following = self._recorder.subscribe(gt=since, topics=self._cancelled) if self._cancelled else None
         try:
+            with self._lock:
+                self._child = child
+                if self.let_go:
+                    child.kill()
+            if following:
+                name = f"follow-{self.stream}"
+                threading.Thread(target=self._follow, args=[following], name=name, daemon=True).start()
             yield
         finally:
             with self._lock:
                 self._child = None
+            child.kill()
             if following:
                 following.stop()
 

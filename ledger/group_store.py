@@ -181,6 +181,10 @@ class Changing:
         again = deliveries.c.attempts + 1
         self.update(rows, attempts=again, lease=lease, consumer=consumer, due=end, length=length)
 
+    def uncount(self, rows: Sequence[Held]) -> None:
+        """As if their last delivery had not been."""
+        self.update(rows, attempts=deliveries.c.attempts - 1)
+
     def update(self, rows: Sequence[Held], **values: Any) -> None:
         """Change these columns of some rows."""
         if rows:

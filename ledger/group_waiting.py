@@ -44,13 +44,21 @@ class Waiting:
         store.listeners.add(self._committed)
 
     async def claim(
-        self, name: str, consumer: str, limit: int, lease_seconds: float, wait_seconds: float = 0.0
+        self,
+        name: str,
+        consumer: str,
+        limit: int,
+        lease_seconds: float,
+        wait_seconds: float = 0.0,
+        *,
+        resume: bool = False,
     ) -> Claimed:
         """Groups.claim; when there is nothing, wait for about this long. Raises Overloaded: too many wait."""
         deadline = asyncio.get_running_loop().time() + wait_seconds
         with self._in_line(name) as line, self._changes.watching(name) as changed:
             while True:
-                claimed = await self._look(line, name, consumer, limit, lease_seconds)
+                claimed = await self._look(line, name, consumer, limit, lease_seconds, resume)
+                resume = False  # its earlier life is over
                 if claimed.deliveries or asyncio.get_running_loop().time() >= deadline:
                     return claimed
                 await asyncio.sleep(REST)
@@ -62,12 +70,14 @@ class Waiting:
             self._lines[name].settled += 1
             self._changes.publish(name)
 
-    async def _look(self, line: _Line, name: str, consumer: str, limit: int, lease_seconds: float) -> Claimed:
+    async def _look(
+        self, line: _Line, name: str, consumer: str, limit: int, lease_seconds: float, resume: bool
+    ) -> Claimed:
         async with line.look:
             now, state = asyncio.get_running_loop().time(), (self._store.head.size, line.settled)
-            if line.found_empty == state and now - line.at < LOOK_AGAIN / 2:
+            if not resume and line.found_empty == state and now - line.at < LOOK_AGAIN / 2:
                 return Claimed()
-            claimed = await asyncio.to_thread(self._groups.claim, name, consumer, limit, lease_seconds)
+            claimed = await asyncio.to_thread(self._groups.claim, name, consumer, limit, lease_seconds, resume=resume)
             if not claimed.deliveries:
                 line.found_empty, line.at = state, now
             return claimed

@@ -38,7 +38,7 @@ WORTH_WRITING = 1_000  # positions
 
 @dataclass(frozen=True)
 class State:
-    """A group as it is now. behind: positions of the log that it has not looked at."""
+    """A group as it is now. behind: positions from the first event on that it wants and has not taken."""
 
     group: Group
     counts: Counts
@@ -110,10 +110,13 @@ class Groups:
 
     # Delivering
 
-    def claim(self, name: str, consumer: str, limit: int, lease_seconds: float) -> Claimed:
-        """Lease the next events, at most `limit`; none when there are none at the moment."""
+    def claim(self, name: str, consumer: str, limit: int, lease_seconds: float, *, resume: bool = False) -> Claimed:
+        """Lease the next events, at most `limit`; none when there are none at the moment.
+
+        `resume`: the leases that the consumer has from an earlier life end now.
+        """
         while True:
-            claimed, moved = self._claim(name, consumer, limit, lease_seconds)
+            claimed, moved = self._claim(name, consumer, limit, lease_seconds, resume)
             if claimed.deliveries or not moved:
                 return claimed
 
@@ -133,13 +136,23 @@ class Groups:
             change.settle(mine)
         return Settled(done=_positions(mine), lost=lost)
 
-    def retry(self, name: str, lease: str, positions: Sequence[int], delay_seconds: float, reason: str) -> Settled:
+    def retry(
+        self,
+        name: str,
+        lease: str,
+        positions: Sequence[int],
+        delay_seconds: float,
+        reason: str,
+        *,
+        counted: bool = True,
+    ) -> Settled:
+        """`counted` False: the attempt that ends here was none."""
         now, delay = self._now(), _milliseconds(delay_seconds)
         with self._groups.changing(name) as change:
             group = _existing(change.group(), name)
             mine, lost = _mine(change, lease, positions)
-            spent = [row for row in mine if row.attempts >= group.max_attempts]
-            again = [row for row in mine if row.attempts < group.max_attempts]
+            spent = [row for row in mine if counted and row.attempts >= group.max_attempts]
+            again = [row for row in mine if row not in spent]
             first = {row.stream: row.position for row in reversed(again)}
             released = [
                 row
@@ -148,6 +161,8 @@ class Groups:
             ]
             change.update(spent, parked=True, lease="", due=now, reason=reason)
             change.update(again, lease="", due=now + delay, length=delay, reason=reason)
+            if not counted:
+                change.uncount(again)
             # Only events that come for the first time come together, so this was their first attempt.
             change.update(released, lease="", due=now, length=0, attempts=0)
         return Settled(waiting=_positions(again), parked=_positions(spent), released=_positions(released), lost=lost)
@@ -183,16 +198,21 @@ class Groups:
 
     # How
 
-    def _claim(self, name: str, consumer: str, limit: int, lease_seconds: float) -> tuple[Claimed, bool]:
+    def _claim(self, name: str, consumer: str, limit: int, lease_seconds: float, resume: bool) -> tuple[Claimed, bool]:
         """What was claimed, and whether the group has moved on in the log."""
         now = self._now()
         group = _open(self._groups.get(name), name)
         # Read outside the transaction, which on SQLite keeps the log's own writer waiting.
         fresh, stop = self._fresh(group, limit)
-        if not fresh and stop - group.position < WORTH_WRITING and not self._groups.any_due(name, now):
+        nothing = not fresh and stop - group.position < WORTH_WRITING
+        if nothing and not resume and not self._groups.any_due(name, now):
             return Claimed(), False
         with self._groups.changing(name) as change:
             group = _open(change.group(), name)
+            if resume:
+                change.update(
+                    [row for row in change.held() if row.lease and row.consumer == consumer], due=now, length=0
+                )
             held = _park_spent(change, group, _from_now(change, now), now)
             if change.count_parked() >= MAX_PARKED:
                 raise NotReady(
@@ -236,7 +256,10 @@ class Groups:
 
     def _state(self, group: Group) -> State:
         counts = self._groups.counts(group.name, self._now())
-        return State(group, counts, max(0, self._store.head.size - group.position))
+        size = self._store.head.size
+        # Not to the log's end, as a claim does: there may be many groups that nobody uses.
+        wanted, stop = read_page(self._store, group.position, size, group.stream_prefix, group.kinds, 1)
+        return State(group, counts, max(0, size - (wanted[0].position if wanted else stop)))
 
     def _now(self) -> int:
         return _milliseconds(self._clock())

@@ -111,6 +111,14 @@ def parse_group(name: str, field: str) -> str:
     return _match(_GROUP, name, field, "groups/{group}")["group"]
 
 
+def below(collection: str, name: str) -> str:
+    """`run-…` or `training-runs/run-…` as the resource name."""
+    collected, _, identifier = name.rpartition("/")
+    if collected not in ("", collection) or not identifier:
+        raise InvalidName(f"{name!r} does not have the form {collection}/ID")
+    return f"{collection}/{identifier}"
+
+
 def parse_number(text: str, field: str) -> Number:
     """`v1.10` -> (1, 10)."""
     found = _NUMBER.fullmatch(text)

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from modelledger.ledger.v1 import subscription_pb2 as pb
@@ -80,7 +81,7 @@ class Subscriptions(subscription_pb2_grpc.SubscriptionServiceServicer):
         limit = _count("max_events", request.max_events, EVENTS, MAX_EVENTS)
         lease = _seconds("lease_seconds", request.lease_seconds, MAX_LEASE) or LEASE
         wait = _seconds("wait_seconds", request.wait_seconds, MAX_WAIT)
-        claimed = await self._waiting.claim(name, consumer, limit, lease, wait)
+        claimed = await self._waiting.claim(name, consumer, limit, lease, wait, resume=request.resume)
         if not claimed.deliveries:
             return pb.ClaimResponse()
         return pb.ClaimResponse(
@@ -107,7 +108,8 @@ class Subscriptions(subscription_pb2_grpc.SubscriptionServiceServicer):
         name, lease = parse_group(request.group, "group"), _lease(request.lease)
         delay = _seconds("delay_seconds", request.delay_seconds, MAX_DELAY)
         reason = _text("reason", request.reason, MAX_REASON)
-        settled = await self._settle(name, self._groups.retry, lease, _indexes(request.indexes), delay, reason)
+        retry = partial(self._groups.retry, counted=not request.uncounted)
+        settled = await self._settle(name, retry, lease, _indexes(request.indexes), delay, reason)
         return pb.RetryResponse(
             waiting=settled.waiting, parked=settled.parked, released=settled.released, lost=settled.lost
         )

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 from sqlalchemy.exc import DBAPIError
 
 from ledger.errors import Damaged, Unreachable
 from ledger.reading import read_event
 from ledger.statement import Event
-from ledger.store import Store
+from ledger.store import Store, StoredRow
 from ledger.view_store import ViewMoved, ViewRows
 
 BATCH = 512  # events in one transaction
@@ -75,20 +76,19 @@ class ViewRunner:
 
         A running view folds in its own thread, and `stop` ends it; otherwise `cancelled` is asked before every batch.
         Either way it has folded the events up to `position`, each once, and goes on from there when it is started.
-        False when it was cancelled.
+        False when it was cancelled. A process that follows the log with the same view may fold some of them meanwhile.
         """
         running = self._thread is not None
         self.stop()
-        with self._store.view(self.name, write=True) as rows:
-            rows.clear()
-        self.position = 0
+        self._forget()
         if running:
             self.start()
         else:
             while self.position < self._store.head.size:
                 if cancelled():
                     return False
-                self._fold_batch()
+                with self._following():
+                    self._fold_batch()
         return True
 
     def wait_for(self, position: int, timeout: float = WAIT_SECONDS) -> None:
@@ -110,6 +110,24 @@ class ViewRunner:
                     f"the view {self.name!r} has folded {self.position} of {position} events{why}; retry in a moment"
                 )
 
+    def _forget(self) -> None:
+        """Remove every row. A batch that another process folds at the same moment is removed too."""
+        forgotten = False
+        while not forgotten:
+            with suppress(ViewMoved):
+                with self._store.view(self.name, write=True) as rows:
+                    rows.clear()
+                forgotten = True
+        self.position = 0
+
+    @contextmanager
+    def _following(self) -> Iterator[None]:
+        """Go on where the view is when another process has moved it."""
+        try:
+            yield
+        except ViewMoved:
+            self.position = self._read_position()
+
     def _run(self) -> None:
         while True:
             with self._changed:
@@ -119,21 +137,16 @@ class ViewRunner:
                     return
             try:
                 if self.position >= self._store.head.size:
-                    self._store.refresh()
+                    self.position = self._read_position()  # another process may have begun a rebuild
                 if self.position < self._store.head.size:
-                    self._fold_batch()
+                    with self._following():
+                        self._fold_batch()
             except Unreachable as error:
                 # Nothing was written; the same batch is tried again, and readers learn why they wait.
                 self._hindrance = error.message
                 _log.warning("view %s: the database did not take a batch: %s", self.name, error.message)
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopped, RETRY_SECONDS)
-            except ViewMoved:
-                try:
-                    self.position = self._read_position()
-                except Damaged as error:
-                    self._fail(error)
-                    return
             except Damaged as error:
                 self._fail(error)
                 return
@@ -150,26 +163,36 @@ class ViewRunner:
 
     def _fold_batch(self) -> None:
         stop = min(self.position + BATCH, self._store.head.size)
-        events = [(row, read_event(row)) for row in self._store.select(start=self.position, stop=stop, limit=None)]
+        events = []
+        for row in self._store.select(start=self.position, stop=stop, limit=None):
+            with self._taking_in(row):
+                events.append((row, read_event(row)))
         with self._store.view(self.name, write=True) as rows:
             if rows.next_position != self.position:
                 raise ViewMoved(f"view {self.name!r} is at {rows.next_position}, not at {self.position}")
             rows.fetch(key for _, event in events for key in self._keys(event))
             for row, event in events:
-                try:
+                with self._taking_in(row):
                     self._fold(event, row.position, rows)
-                except DBAPIError:
-                    raise
-                except Exception as error:
-                    raise Damaged(
-                        f"the view {self.name!r} cannot take in event {row.position} ({row.kind} of {row.stream}): "
-                        "this ledger is older than the event's writer, or the event is damaged"
-                    ) from error
             rows.advance(stop)
         with self._changed:
             self.position = stop
             self._hindrance = ""
             self._changed.notify_all()
+
+    @contextmanager
+    def _taking_in(self, row: StoredRow) -> Iterator[None]:
+        """Whatever goes wrong with one event names it, and says what to do."""
+        try:
+            yield
+        except DBAPIError:
+            raise
+        except Exception as error:
+            raise Damaged(
+                f"the view {self.name!r} cannot take in event {row.position} ({row.kind} of {row.stream}) and answers "
+                "nothing until it can: update this ledger if it is older than the event's writer; whether the event is "
+                "damaged says modelledger log verify"
+            ) from error
 
     def _read_position(self) -> int:
         with self._store.view(self.name) as rows:

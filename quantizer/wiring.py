@@ -36,7 +36,7 @@ class QuantizerPart:
         self._worker: Worker | None = None
 
     async def start(self) -> None:
-        self._worker = Worker(self._job, self._quantizing.recorder, self._config.data / "work" / "quantizer")
+        self._worker = Worker(self._job, self._quantizing, self._config.work_folder)
         self._worker.start()
 
     async def stop(self) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 from modelledger.ledger.v1 import events_pb2
 from modelledger.quantizer.v1 import quantizer_pb2
 
-from ledger.errors import ModelLedgerError
+from ledger.errors import ModelLedgerError, WrongStreamVersion
 from ledger.kit.live import Changes
 from ledger.kit.work import MAX_ATTEMPTS, PASSING, Ended, Task
-from quantizer.aggregate import QUEUED, Quantization
+from quantizer.aggregate import Quantization
 from quantizer.application import BASE_PREFIX, Quantizing
 from quantizer.spec import MAX_NAME
 
@@ -26,6 +26,7 @@ Message = dict[str, Any]
 class QuantizationJob:
     """Implements ledger.kit.work.Job. `live` holds the newest stage of each quantisation; it is shown, not recorded."""
 
+    group = "quantizer-quantizations"
     requested = "QuantizationRequested"
     cancelled: Sequence[str] = ()
 
@@ -33,12 +34,14 @@ class QuantizationJob:
         self._quantizing = quantizing
         self._changes = changes
         self._messages: dict[str, list[Message]] = {}
+        self._attempts: dict[str, int] = {}  # of what is in hand: the newest one when it was this worker's
         self.live: dict[str, quantizer_pb2.LiveStage] = {}
 
     def claim(self, stream: str, worker: str) -> Task | None:
         quantization = self._quantizing.load(Quantization, stream)
-        if quantization.over or (quantization.state != QUEUED and quantization.worker != worker):
+        if quantization.over:
             return None
+        self._attempts[stream] = quantization.attempts
         if quantization.attempts >= MAX_ATTEMPTS:
             self._fail(quantization, f"the worker was stopped {quantization.attempts} times during this quantisation")
             return None
@@ -46,6 +49,7 @@ class QuantizationJob:
         spec = self._spec(quantization, folder)
         quantization.started(worker)
         self._quantizing.record(quantization)
+        self._attempts[stream] = quantization.attempts
         self._messages[stream] = []
         self._changes.publish(stream)
         return Task("quantizer.run", spec, folder)
@@ -62,7 +66,7 @@ class QuantizationJob:
     def ended(self, stream: str, ended: Ended) -> None:
         messages = self._messages.pop(stream, [])
         self.live.pop(stream, None)
-        quantization = self._quantizing.load(Quantization, stream)
+        quantization = self._own(stream)
         if quantization.over:
             return
         finished = _first(messages, "finished")
@@ -73,11 +77,23 @@ class QuantizationJob:
             self._fail(quantization, ended.problem or reported or ended.reason)
 
     def refused(self, stream: str, reason: str) -> None:
-        self._messages.pop(stream, None)
-        self.live.pop(stream, None)
-        quantization = self._quantizing.load(Quantization, stream)
+        quantization = self._own(stream)
         if not quantization.over:
             self._fail(quantization, reason)
+
+    def forget(self, stream: str) -> None:
+        self._attempts.pop(stream, None)
+        self._messages.pop(stream, None)
+        self.live.pop(stream, None)
+        self._changes.publish(stream)
+
+    def _own(self, stream: str) -> Quantization:
+        """The quantisation as it is now. Raises WrongStreamVersion when another worker has begun it since this one
+        did."""
+        found = self._quantizing.load(Quantization, stream)
+        if not found.over and found.attempts != self._attempts.get(stream, found.attempts):
+            raise WrongStreamVersion(f"{found.worker} has begun {stream} since; what was done here does not count")
+        return found
 
     def _complete(self, quantization: Quantization, messages: Sequence[Message]) -> None:
         """The files into the store, then the one event that vouches for them."""
@@ -89,7 +105,7 @@ class QuantizationJob:
         except (ModelLedgerError, OSError) as error:
             # For example a base withdrawn meanwhile, or a full disk: what was made is not vouched for.
             log.warning("%s: the result could not be kept: %s", quantization.id, error)
-            again = self._quantizing.load(Quantization, quantization.id)
+            again = self._own(quantization.id)
             self._fail(again, f"the result could not be kept: {error}")
             return
         self._clean_up(quantization)
@@ -176,7 +192,7 @@ class QuantizationJob:
         return str(self._quantizing.artifacts.checkout(sha256, target).resolve())
 
     def _folder(self, quantization: Quantization) -> Path:
-        return self._quantizing.config.data / "work" / "quantizer" / quantization.id.rpartition("/")[2]
+        return self._quantizing.config.work_folder / quantization.id.rpartition("/")[2]
 
 
 def _first(messages: Sequence[Message], kind: str) -> Message | None:

@@ -16,6 +16,8 @@ class TrainerConfig(Listening, Calling, Signing):
     """How the trainer process runs.
 
     data:        directory with keys/, artifacts/ and work/
+    work:        folder of this worker alone; data/work/trainer when left out. Trainers that share a data directory, and
+                 with it the runs, need one each
     bases:       folders that hold base model folders
     base_models: keys to train when a request names none (comma list; else the variable BASE_MODELS)
     profile:     "laptop" or "workstation"
@@ -23,7 +25,12 @@ class TrainerConfig(Listening, Calling, Signing):
     """
 
     data: Path = Path("data")
+    work: Path | None = None
     bases: tuple[Path, ...] = ()
     base_models: str = field(default="", metadata={FALLBACK: "BASE_MODELS"})
     profile: str = "laptop"
     listen: str = "127.0.0.1:50052"
+
+    @property
+    def work_folder(self) -> Path:
+        return self.work or self.data / "work" / "trainer"

@@ -36,7 +36,7 @@ class TrainerPart:
         self._worker: Worker | None = None
 
     async def start(self) -> None:
-        self._worker = Worker(self._job, self._training.recorder, self._config.data / "work" / "trainer")
+        self._worker = Worker(self._job, self._training, self._config.work_folder)
         self._worker.start()
 
     async def stop(self) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 from modelledger.ledger.v1 import events_pb2, registry_pb2
 from modelledger.trainer.v1 import trainer_pb2
 
-from ledger.errors import ArtifactMismatch, ModelLedgerError, NotFound
+from ledger.errors import ArtifactMismatch, ModelLedgerError, NotFound, WrongStreamVersion
 from ledger.kit.client import call
 from ledger.kit.live import Changes
 from ledger.kit.work import MAX_ATTEMPTS, PASSING, Ended, Task
 from ledger.resource_names import ModelName
-from trainer.aggregate import COMPLETED, QUEUED, ModelLine, TrainingRun, model_stream
+from trainer.aggregate import COMPLETED, ModelLine, TrainingRun, model_stream
 from trainer.application import Training, seconds_since
 
 log = logging.getLogger("modelledger.trainer")
@@ -33,6 +33,7 @@ class TrainingJob:
     finishing: runs whose outcome is recorded and whose activation is still to come; shown as running
     """
 
+    group = "trainer-training-runs"
     requested = "TrainingRequested"
     cancelled: Sequence[str] = ("TrainingCancelled",)
 
@@ -40,6 +41,7 @@ class TrainingJob:
         self._training = training
         self._changes = changes
         self._messages: dict[str, list[dict[str, Any]]] = {}
+        self._attempts: dict[str, int] = {}  # of the run in hand: the newest one when it was this worker's
         self.live: dict[str, trainer_pb2.LiveStep] = {}
         self.finishing: set[str] = set()
 
@@ -47,8 +49,9 @@ class TrainingJob:
         run = self._training.load(TrainingRun, stream)
         if run.state == COMPLETED:
             self._activate(run)  # asked for, and perhaps not reached before a crash
-        if run.over or (run.state != QUEUED and run.worker != worker):
+        if run.over:
             return None
+        self._attempts[stream] = run.attempts
         if run.fruitless >= MAX_ATTEMPTS:
             run.failed(f"the worker was stopped {run.fruitless} times before the run finished another epoch")
             self._training.record(run)
@@ -57,6 +60,7 @@ class TrainingJob:
         spec = self._spec(run, folder)
         run.started(worker)
         self._training.record(run)
+        self._attempts[stream] = run.attempts
         self._messages[stream] = []
         self._changes.publish(stream)
         return Task("trainer.run", spec, folder)
@@ -78,7 +82,7 @@ class TrainingJob:
     def ended(self, stream: str, ended: Ended) -> None:
         messages = self._messages.pop(stream, [])
         self.live.pop(stream, None)
-        run = self._training.load(TrainingRun, stream)
+        run = self._own(stream)
         if run.over:
             return
         failed = [
@@ -101,18 +105,28 @@ class TrainingJob:
         self._changes.publish(stream)
 
     def refused(self, stream: str, reason: str) -> None:
-        self._messages.pop(stream, None)
-        self.live.pop(stream, None)
-        run = self._training.load(TrainingRun, stream)
+        run = self._own(stream)
         if not run.over:
             run.failed(reason)
             self._training.record(run)
+
+    def forget(self, stream: str) -> None:
+        self._attempts.pop(stream, None)
+        self._messages.pop(stream, None)
+        self.live.pop(stream, None)
         self._changes.publish(stream)
+
+    def _own(self, stream: str) -> TrainingRun:
+        """The run as it is now. Raises WrongStreamVersion when another worker has begun it since this one did."""
+        run = self._training.load(TrainingRun, stream)
+        if not run.over and run.attempts != self._attempts.get(stream, run.attempts):
+            raise WrongStreamVersion(f"{run.worker} has begun {stream} since; what was done here does not count")
+        return run
 
     def _epochs(self, stream: str, messages: Sequence[dict[str, Any]]) -> None:
         if not messages:
             return
-        run = self._training.load(TrainingRun, stream)
+        run = self._own(stream)
         for message in messages:
             names = ("train_loss", "validation_loss", "learning_rate", "seconds")
             measured = {name: message[name] for name in names if name in message}
@@ -134,7 +148,7 @@ class TrainingJob:
         """Adapters into the store, then the outcome and the version in one append: both or none."""
 
         def attempt() -> None:
-            current = self._training.load(TrainingRun, run.id)
+            current = self._own(run.id)
             if current.over:
                 return
             line = self._training.load(ModelLine, model_stream(run.request.org, run.request.model))
@@ -199,6 +213,8 @@ class TrainingJob:
         )
         try:
             call(self._training.registry.ActivateVersion, request, user=run.request.caller.id.removeprefix("local:"))
+        except PASSING:
+            raise
         except ModelLedgerError as error:  # the version stands; only the activation is missing
             log.error("%s: the version was made but not activated: %s", run.id, error.message)
 
@@ -234,7 +250,7 @@ class TrainingJob:
         return str(self._training.artifacts.checkout(sha256, target).resolve())
 
     def _folder(self, run: TrainingRun) -> Path:
-        return self._training.config.data / "work" / "trainer" / run.request.run
+        return self._training.config.work_folder / run.request.run
 
 
 def _changed(run: TrainingRun, message: dict[str, Any]) -> str:

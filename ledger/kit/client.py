@@ -98,6 +98,28 @@ def call(
         raise from_rpc_error(error) from None
 
 
+def begin(
+    method: grpc.UnaryUnaryMultiCallable[Request, Response],
+    request: Request,
+    *,
+    timeout: float = DEADLINE,
+    user: str = "",
+) -> tuple[Callable[[], bool], Callable[[], Response]]:
+    """One call that another thread may end: what cancels it, and what waits for the answer. That raises an error of
+    our tree."""
+    running = method.future(request, timeout=timeout, metadata=metadata(user))
+
+    def answer() -> Response:
+        try:
+            return running.result()
+        except grpc.FutureCancelledError:
+            raise Unreachable("the call was cancelled") from None
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+
+    return running.cancel, answer
+
+
 def upload(
     method: grpc.StreamUnaryMultiCallable[Request, Response],
     requests: Iterator[Request],

@@ -1,12 +1,14 @@
 """The worker loop: claim a command, do it in a child process, append the outcome.
 
-    follow the log ──► open commands ──► claim (a Started event under the expected version: two workers cannot
-    both win) ──► child process (spawned, never forked) ──► its JSON lines ──► events ──► outcome
+    the group's next command ──► claim (a Started event under the expected version: two workers cannot both win)
+    ──► child process (spawned, never forked) ──► its JSON lines ──► events ──► outcome ──► acknowledged
 
 A `Job` says what is special about a kind of command; this file knows processes. Whatever dies, nothing is lost and
-nothing is falsely completed: a child that dies makes a failed command with the reason; a worker or
-service that dies leaves a claimed command, which the same worker's next start takes up again. So does the worker itself
-when something goes wrong in it: while the ledger is away for as long as that takes, otherwise MAX_TROUBLES times.
+nothing is falsely completed: a child that dies makes a failed command with the reason; a worker or service that dies
+leaves a command that is leased, which its next start takes up again, or another worker when the lease has ended. Who
+appended the newest Started event has the command: what an earlier one still does is refused by the job. When something
+goes wrong in the worker itself the command is tried again: while the ledger is away for as long as that takes,
+otherwise MAX_TROUBLES times.
 """
 
 from __future__ import annotations
@@ -14,28 +16,29 @@ from __future__ import annotations
 import json
 import logging
 import os
-import queue
 import signal
 import subprocess
 import sys
 import threading
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from eventsourcing.persistence import ApplicationRecorder, IntegrityError
+from eventsourcing.persistence import IntegrityError
 
 from ledger import strict_json
 from ledger.errors import ModelLedgerError, Overloaded, Unreachable, WrongStreamVersion
+from ledger.kit.application import LedgerApplication
+from ledger.kit.commands import MAX_DELIVERIES, Commands
+from ledger.kit.hold import LOST, STOPPED, Hold
 from ledger.kit.work_folder import WorkFolder
 
 log = logging.getLogger("modelledger.work")
 
 MAX_LINE = 1 << 20  # one message of a child
 MAX_ATTEMPTS = 5  # starts of one command, or of one that is stopped and gets on: since it last got on
-MAX_TROUBLES = 3  # errors in the worker itself before it gives a command up
+MAX_TROUBLES = 3  # deliveries after which an error in the worker itself makes it give a command up
 MAX_REASON = 1_000  # characters
 AGAIN_AFTER = 2.0  # seconds
 
@@ -81,13 +84,18 @@ class Ended:
 class Job(Protocol):
     """One kind of command."""
 
+    group: str
+    """Name of the consumer group that the workers share."""
     requested: str
     """Kind of the event that asks for it."""
     cancelled: Sequence[str]
     """Kinds of events that end it from outside."""
 
     def claim(self, stream: str, worker: str) -> Task | None:
-        """Append the Started event; None when the command is over or another worker's. IntegrityError: race lost."""
+        """Append the Started event; None when the command is over. IntegrityError: race lost.
+
+        The group gives a command to one worker at a time: one that another worker began is this one's to go on with.
+        """
 
     def message(self, stream: str, message: dict[str, Any]) -> None:
         """The child said something."""
@@ -95,103 +103,104 @@ class Job(Protocol):
     def ended(self, stream: str, ended: Ended) -> None:
         """The child is gone: append the outcome. Only called when nobody cancelled the command.
 
-        Whatever this or `message` raises, the command is claimed again later.
+        Whatever this or `message` raises, the command is claimed again later. Both raise WrongStreamVersion when
+        another worker has begun the command since `claim`.
         """
 
     def refused(self, stream: str, reason: str) -> None:
-        """The command cannot even be started: append that."""
+        """The command cannot even be started: append that. Raises WrongStreamVersion as `ended` does."""
+
+    def forget(self, stream: str) -> None:
+        """The worker has no more to do with the command, or begins again with it: only the log's word counts now."""
 
 
 class Worker:
-    """Runs the commands of one job, one after another, in one thread; another thread follows the log."""
+    """Takes the commands of one job, one after another, in one thread."""
 
-    def __init__(self, job: Job, recorder: ApplicationRecorder, folder: Path) -> None:
+    def __init__(self, job: Job, application: LedgerApplication, folder: Path) -> None:
         self._job = job
-        self._recorder = recorder
+        self._recorder = application.recorder
         self._folder = WorkFolder(folder)
-        self._open: queue.Queue[str | None] = queue.Queue()
+        self._commands = Commands(application.channel, job.group, job.requested, self._folder.worker)
         self._lock = threading.Lock()
-        self._ended_outside: set[str] = set()
-        self._troubles: dict[str, list[str]] = defaultdict(list)
-        self._child: tuple[str, subprocess.Popen[bytes]] | None = None
+        self._hold: Hold | None = None
         self._stopping = False
-        self._subscription = recorder.subscribe(topics=[job.requested, *job.cancelled])
-        self._threads = [
-            threading.Thread(target=self._follow, name=f"{job.requested}-follow", daemon=True),
-            threading.Thread(target=self._work, name=f"{job.requested}-work", daemon=True),
-        ]
+        self._thread = threading.Thread(target=self._work, name=f"{job.group}-work", daemon=True)
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
 
     def stop(self) -> None:
-        """End the running child without an outcome; the next start of this worker takes its command up again."""
-        self._stopping = True
-        self._subscription.stop()
-        self._open.put(None)
+        """End the running child without an outcome, and give its command back to whichever worker is there next."""
+        self._commands.stop()
         with self._lock:
-            if self._child:
-                self._child[1].kill()
-        for thread in self._threads:
-            thread.join(timeout=10)
+            self._stopping = True
+            if self._hold:
+                self._hold.drop(STOPPED)
+        self._thread.join(timeout=10)
         self._folder.release()
 
-    def _follow(self) -> None:
-        for notification in self._subscription:
-            stream = str(notification.originator_id)
-            if notification.topic == self._job.requested:
-                self._open.put(stream)
-                continue
-            with self._lock:
-                self._ended_outside.add(stream)
-                if self._child and self._child[0] == stream:
-                    self._child[1].kill()
-
     def _work(self) -> None:
-        while (stream := self._open.get()) is not None and not self._stopping:
+        for delivery in self._commands:
+            hold = Hold(delivery, self._recorder, self._job.cancelled)
+            with self._lock:
+                self._hold = hold
+                if self._stopping:
+                    hold.drop(STOPPED)
             try:
-                self._do(stream)
+                with hold.kept():
+                    self._take(hold)
+            except Exception as error:
+                # Above all, the ledger is away; the command comes again when its lease has ended.
+                log.warning("%s could not be settled: %s", hold.stream, error, exc_info=not isinstance(error, PASSING))
+            self._job.forget(hold.stream)
+
+    def _take(self, hold: Hold) -> None:
+        """Bring the command to its end, or give it back."""
+        delivery, given_up, first = hold.delivery, "", True
+        if delivery.attempt >= MAX_DELIVERIES:
+            given_up = f"it was taken up {delivery.attempt} times and never came to its end: {delivery.last_reason}"
+        while not hold.let_go:
+            try:
+                if not first and not delivery.extend():
+                    return  # it is in other hands
+                first = False
+                if given_up:
+                    self._job.refused(hold.stream, given_up)
+                else:
+                    self._do(hold)
+                break
             except PASSING as error:
-                log.warning("%s is taken up again later: %s", stream, error)
-                self._later(stream)
+                log.warning("%s is taken up again later: %s", hold.stream, error)
+                self._job.forget(hold.stream)
+                hold.wait(AGAIN_AFTER)
             except Exception as error:
                 # One broken command must not end the worker.
-                log.exception("%s: the worker could not go on with it", stream)
-                self._troubles[stream].append(_said(error))
-                if len(self._troubles[stream]) <= MAX_TROUBLES:
-                    self._later(stream)
-            else:
-                self._troubles.pop(stream, None)
+                log.exception("%s: the worker could not go on with it", hold.stream)
+                if given_up or delivery.attempt < MAX_TROUBLES:
+                    delivery.retry(_said(error), delay=AGAIN_AFTER * delivery.attempt)
+                    return
+                given_up = f"the worker could not go on with it {delivery.attempt} times: {_said(error)}"
+        if hold.let_go == STOPPED:
+            delivery.give_back("the worker stopped")
+        elif hold.let_go != LOST:
+            delivery.ack()
 
-    def _later(self, stream: str) -> None:
-        again = threading.Timer(AGAIN_AFTER, self._open.put, [stream])
-        again.daemon = True
-        again.start()
-
-    def _do(self, stream: str) -> None:
-        with self._lock:
-            if stream in self._ended_outside:
-                return
-        if len(troubles := self._troubles[stream]) >= MAX_TROUBLES:
-            self._job.refused(stream, f"the worker could not go on with it {len(troubles)} times: {troubles[-1]}")
-            return
+    def _do(self, hold: Hold) -> None:
         try:
-            task = self._job.claim(stream, self._folder.worker)
+            task = self._job.claim(hold.stream, self._folder.worker)
         except PASSING:
             raise
         except ModelLedgerError as error:
-            self._job.refused(stream, error.message)
+            self._job.refused(hold.stream, error.message)
             return
         if task is None:
             return
-        ended = self._run(stream, task)
-        with self._lock:
-            over = self._stopping or stream in self._ended_outside
-        if not over:
-            self._job.ended(stream, ended)
+        ended = self._run(hold, task)
+        if not hold.let_go:
+            self._job.ended(hold.stream, ended)
 
-    def _run(self, stream: str, task: Task) -> Ended:
+    def _run(self, hold: Hold, task: Task) -> Ended:
         task.folder.mkdir(parents=True, exist_ok=True)
         spec = task.folder / "spec.json"
         spec.write_text(json.dumps(task.spec, indent=1, sort_keys=True))
@@ -204,24 +213,19 @@ class Worker:
                 stderr=stderr,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **task.environment},
             )
-        with self._lock:
-            self._child = (stream, child)
-            if self._stopping or stream in self._ended_outside:
-                child.kill()
         problem = ""
-        try:
-            for message in _messages(child.stdout):
-                self._job.message(stream, message)
-        except _BrokenMessage as error:
-            problem = str(error)
-            child.kill()
-        except Exception:
-            child.kill()
-            raise
-        finally:
-            code = child.wait()
-            with self._lock:
-                self._child = None
+        with hold.doing(child):
+            try:
+                for message in _messages(child.stdout):
+                    self._job.message(hold.stream, message)
+            except _BrokenMessage as error:
+                problem = str(error)
+                child.kill()
+            except Exception:
+                child.kill()
+                raise
+            finally:
+                code = child.wait()
         return Ended(code, _last_line(words), problem)
 
 

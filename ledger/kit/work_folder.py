@@ -29,7 +29,7 @@ class WorkFolder:
         except BlockingIOError:
             self._lock.close()
             raise Refused(
-                f"another process works in {path}; stop it first, or give this one a data directory of its own"
+                f"another process works in {path}; stop it first, or configure a folder for this one: work = …"
             ) from None
         self.worker = _name(path / "worker-id")
 

@@ -37,6 +37,7 @@ class Lease:
     """What one consumer believes to hold."""
 
     name: str
+    consumer: str
     end: float
     length: float
     positions: list[int] = field(default_factory=list)
@@ -78,12 +79,22 @@ class Consumers(RuleBasedStateMachine):
             if stream.startswith("mail/"):
                 self.stream[position] = stream
 
-    @rule(limit=st.integers(1, 5), seconds=st.sampled_from([1, 10, 100]))
-    def claim(self, limit: int, seconds: int) -> None:
-        claimed = self.world.groups.claim(self.name, "consumer", limit, seconds)
-        now, before = self.world.now, dict(self.holder)
+    @rule(
+        consumer=st.sampled_from("ab"),
+        limit=st.integers(1, 5),
+        seconds=st.sampled_from([1, 10, 100]),
+        resume=st.booleans(),
+    )
+    def claim(self, consumer: str, limit: int, seconds: int, resume: bool) -> None:
+        now = self.world.now
+        if resume:  # the consumer knows that its earlier life is over
+            for mine in self.holder.values():
+                if mine.consumer == consumer:
+                    mine.end, mine.length = now, 0
+        claimed = self.world.groups.claim(self.name, consumer, limit, seconds, resume=resume)
+        before = dict(self.holder)
         self._begin_anew(now)
-        lease = Lease(claimed.lease, now + seconds, seconds, indexes(claimed))
+        lease = Lease(claimed.lease, consumer, now + seconds, seconds, indexes(claimed))
         self._learn_what_was_parked()
         assert len(lease.positions) <= limit
         for delivery in claimed.deliveries:
@@ -117,12 +128,12 @@ class Consumers(RuleBasedStateMachine):
         self._settle(mine)
 
     @precondition(lambda self: self.leases)
-    @rule(data=st.data(), delay=st.sampled_from([0, 5, 50]))
-    def retry(self, data: st.DataObject, delay: int) -> None:
+    @rule(data=st.data(), delay=st.sampled_from([0, 5, 50]), counted=st.booleans())
+    def retry(self, data: st.DataObject, delay: int, counted: bool) -> None:
         lease, positions = self._some(data)
-        settled = self.world.groups.retry(self.name, lease.name, positions, delay, "again")
+        settled = self.world.groups.retry(self.name, lease.name, positions, delay, "again", counted=counted)
         mine = self._mine(lease, positions)
-        spent = {position for position in mine if self.attempts[position] >= MAX_ATTEMPTS}
+        spent = {position for position in mine if counted and self.attempts[position] >= MAX_ATTEMPTS}
         assert (set(settled.waiting), set(settled.parked)) == (mine - spent, spent)
         later = {
             other
@@ -137,6 +148,7 @@ class Consumers(RuleBasedStateMachine):
         for position in mine:
             self.not_before[position] = self.world.now + delay
             self.delay[position] = delay
+            self.attempts[position] -= not counted
         self.parked |= spent
         self._settle(mine | later)
 
@@ -211,11 +223,11 @@ class Consumers(RuleBasedStateMachine):
         self.the_numbers_are_right()
 
     def _drain(self) -> None:
-        self.claim(1, 10)  # whoever claims finds out that the clock was set back
+        self.claim("a", 1, 10, False)  # whoever claims finds out that the clock was set back
         self.world.now += 1_000
         while True:
             before = len(self.leases)
-            self.claim(5, 10)
+            self.claim("a", 5, 10, False)
             if len(self.leases) == before:
                 return
             lease = self.leases[-1]

@@ -61,6 +61,38 @@ def test_an_event_of_a_dead_consumer_is_delivered_again_and_its_late_ack_is_refu
     assert world.groups.ack("mail", again.lease, [0]).lost == (0,)
 
 
+def test_a_consumer_that_starts_anew_gets_what_it_held_at_once(world: World) -> None:
+    world.groups.create(group())
+    write(world.store, ["s/1", "s/2", "s/3"])
+    dead = world.groups.claim("mail", "a", 1, 60)
+    other = world.groups.claim("mail", "b", 1, 60)
+    again = world.groups.claim("mail", "a", 10, 60, resume=True)
+    assert [(d.event.position, d.attempt, d.last_reason) for d in again.deliveries] == [(0, 2, "the lease of a ended")]
+    assert world.groups.ack("mail", dead.lease, [0]).lost == (0,)
+    assert indexes(world.groups.claim("mail", "a", 10, 60)) == [2]
+    assert world.groups.ack("mail", other.lease, [1]).done == (1,), "what others hold stays theirs"
+
+
+def test_an_attempt_that_a_stopping_consumer_gives_back_does_not_count(world: World) -> None:
+    world.groups.create(group(max_attempts=2))
+    write(world.store, ["s/1", "s/2"])
+    for _ in range(5):
+        claimed = world.groups.claim("mail", "a", 10, 60)
+        assert [(d.event.position, d.attempt) for d in claimed.deliveries] == [(0, 1), (1, 1)]
+        assert world.groups.retry("mail", claimed.lease, [0, 1], 0, "stopped", counted=False).waiting == (0, 1)
+    assert world.groups.get("mail").counts.waiting == 2
+
+
+def test_a_group_is_behind_only_when_there_is_something_for_it(world: World) -> None:
+    world.groups.create(group(stream_prefix="a/"))
+    write(world.store, ["b/1"] * 5)
+    assert world.groups.get("mail").behind == 0
+    write(world.store, ["b/1", "a/1", "b/1"])
+    assert world.groups.get("mail").behind == 2
+    world.groups.claim("mail", "a", 1, 60)
+    assert world.groups.get("mail").behind == 0
+
+
 def test_a_late_ack_counts_while_nobody_else_has_the_event(world: World) -> None:
     world.groups.create(group())
     write(world.store, ["s/1"])

@@ -55,3 +55,22 @@ def test_a_rebuild_that_has_come_to_its_end_was_not_cancelled(store: Store) -> N
     asked = iter([False])
     assert view.rebuild(lambda: next(asked, True))
     assert view.position == store.head.size
+
+
+def test_a_process_that_follows_the_log_meanwhile_folds_nothing_twice(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "BATCH", 20)
+    other = ViewRunner(store, "counting", _count)
+    view = ViewRunner(store, "counting", _count)
+
+    def helped() -> bool:
+        if view.position == 20 and other.position < store.head.size:
+            other.start()
+            other.wait_for(store.head.size)
+            other.stop()
+        return False
+
+    assert view.rebuild(helped)
+    assert other.position == view.position == store.head.size
+    assert _folded(store) == [(f"{index:06}", b"1") for index in range(store.head.size)]

@@ -12,10 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ledger.kit.child import die_with_parent
+
 EPOCHS = 6
+PAUSES = {"slow": 0.4, "brisk": 0.1}  # seconds before an epoch
 
 
 def main() -> None:
+    die_with_parent()
     spec = json.loads(Path(sys.argv[1]).read_bytes())
     workdir, part = Path(spec["workdir"]), os.environ["SCRIPT"]
     if part == "long line":
@@ -25,8 +29,10 @@ def main() -> None:
     elif part == "half a line":
         print('{"type": "st', end="", flush=True)
         os.abort()
+    elif part == "silent":
+        time.sleep(3_600)
     else:
-        epochs(workdir, 0.4 if part == "slow" else 0.0)
+        epochs(workdir, PAUSES.get(part, 0.0))
         completed(spec, workdir, part)
         say(type="finished", completed=["tiny"], failed=[])
 
@@ -49,7 +55,7 @@ def epoch(number: int) -> dict[str, Any]:
 def completed(spec: dict[str, Any], workdir: Path, part: str) -> None:
     adapter = workdir / "adapter"
     adapter.mkdir(exist_ok=True)
-    (adapter / "adapter_model.safetensors").write_text(spec["run_id"])
+    (adapter / "adapter_model.safetensors").write_text(f"{spec['run_id']} made in {workdir}")
     skipped = [{"line": line, "reason": "\u0001" * 1_000} for line in range(1, 101)] if part == "many skipped" else []
     say(
         type="base_completed",

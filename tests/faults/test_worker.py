@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -14,12 +15,13 @@ from typing import Any
 
 import pytest
 from modelledger.demo.settings import DATASET
-from modelledger.ledger.v1 import events_pb2, registry_pb2
+from modelledger.ledger.v1 import events_pb2, registry_pb2, subscription_pb2, subscription_pb2_grpc
 from modelledger.trainer.v1 import trainer_pb2
 
-from ledger.errors import DamagedLog, Refused, Unreachable
-from ledger.kit import client, recorder, work
+from ledger.errors import DamagedLog, Refused, Unreachable, WrongStreamVersion
+from ledger.kit import client, commands, recorder, work
 from ledger.kit.client import call, stream, upload
+from ledger.kit.live import Changes
 from ledger.kit.work_folder import WorkFolder
 from ledger.local_actor import LocalActor
 from ledger.signers import actor_signers
@@ -77,6 +79,11 @@ def start(house: House, dataset: str, model: str = "bot", **more: Any) -> str:
 
 def get(house: House, name: str) -> trainer_pb2.TrainingRun:
     return call(house.trainer.GetTrainingRun, trainer_pb2.GetTrainingRunRequest(name=name)).run
+
+
+def group(house: House, name: str = worker.TrainingJob.group) -> subscription_pb2.Group:
+    stub = subscription_pb2_grpc.SubscriptionServiceStub(house.channel("ledger"))
+    return call(stub.GetGroup, subscription_pb2.GetGroupRequest(name=f"groups/{name}")).group
 
 
 def ended(house: House, name: str) -> trainer_pb2.TrainingRun:
@@ -159,26 +166,160 @@ def test_progress_gives_a_stopped_run_new_attempts(
     assert run.attempts == 4
 
 
+@pytest.mark.parametrize("when", ["it runs", "it begins"])
+def test_a_cancelled_run_ends_its_child_although_that_says_nothing(
+    house: House, dataset: str, act: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    act("silent")
+    claim = worker.TrainingJob.claim
+
+    def cancel(stream: str) -> None:
+        call(house.trainer.CancelTrainingRun, trainer_pb2.CancelTrainingRunRequest(name=stream))
+
+    def claim_and_cancel(job: worker.TrainingJob, stream: str, name: str) -> work.Task | None:
+        task = claim(job, stream, name)
+        cancel(stream)
+        return task
+
+    if when == "it begins":
+        monkeypatch.setattr(worker.TrainingJob, "claim", claim_and_cancel)
+    name = start(house, dataset)
+    eventually(lambda: get(house, name).attempts)
+    if when == "it runs":
+        hold = house.part("trainer")._worker._hold
+        eventually(lambda: hold._child)
+        cancel(name)
+    eventually(lambda: get(house, name).state == trainer_pb2.RUN_STATE_CANCELLED)
+    monkeypatch.setattr(worker.TrainingJob, "claim", claim)
+    act("quick")
+    assert ended(house, start(house, dataset)).state == COMPLETED, "the worker is free again"
+    assert [event.kind for event in house.events(name)][-1] == "TrainingCancelled"
+
+
+def activated(house: House, model: str) -> list[str]:
+    return [event.data.version for event in house.events(f"models/acme/{model}", "VersionActivated")]
+
+
+def test_a_registry_that_was_away_activates_the_version_when_it_is_back(
+    house: House, dataset: str, act: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    act("quick")
+    away = [Unreachable("the registry is away")] * 3
+
+    def sometimes(*arguments: Any, **more: Any) -> Any:
+        if away:
+            raise away.pop()
+        return call(*arguments, **more)
+
+    monkeypatch.setattr(worker, "call", sometimes)
+    assert ended(house, start(house, dataset, "patient", activate=True)).version == "v1.0"
+    eventually(lambda: activated(house, "patient"))
+    assert not away
+
+
 def test_an_activation_that_failed_does_not_undo_a_later_one(
     house: House, dataset: str, act: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     act("quick")
     job = house.part("trainer")._job
 
-    def away(*_: Any, **__: Any) -> None:
-        raise Unreachable("the registry is away")
+    def refuse(*_: Any, **__: Any) -> None:
+        raise Refused("not today")
 
     with monkeypatch.context() as during:
-        during.setattr(worker, "call", away)
-        assert ended(house, start(house, dataset, "chosen", activate=True)).version == "v1.0"
+        during.setattr(worker, "call", refuse)
+        first = start(house, dataset, "chosen", activate=True)
+        assert ended(house, first).version == "v1.0"
         eventually(lambda: not job.finishing)
     assert ended(house, start(house, dataset, "chosen")).version == "v1.1"
     chosen = "orgs/acme/models/chosen/versions/v1.1"
     call(house.registry.ActivateVersion, registry_pb2.ActivateVersionRequest(name=chosen, reason="better"))
+    assert job.claim(first, "whoever it is delivered to again") is None
+    assert activated(house, "chosen") == ["v1.1"]
+
+
+def test_a_restarted_worker_does_not_look_at_what_is_done(
+    house: House, dataset: str, act: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    act("quick")
+    done = start(house, dataset)
+    eventually(lambda: ended(house, done) and group(house).leased == 0)
+    looked_at: list[str] = []
+    claim = worker.TrainingJob.claim
+
+    def seen(job: worker.TrainingJob, stream: str, name: str) -> work.Task | None:
+        looked_at.append(stream)
+        return claim(job, stream, name)
+
+    monkeypatch.setattr(worker.TrainingJob, "claim", seen)
     house.restart("trainer")
-    ended(house, start(house, dataset))  # the worker has looked at every earlier run when it comes to this one
-    activated = [event.data.version for event in house.events("models/acme/chosen", "VersionActivated")]
-    assert activated == ["v1.1"]
+    new = start(house, dataset)
+    assert ended(house, new).state == COMPLETED
+    assert looked_at == [new]
+
+
+def test_a_stopped_worker_gives_its_run_back_and_no_attempt_of_the_group_is_lost(
+    house: House, dataset: str, act: Callable[[str], None]
+) -> None:
+    act("slow")
+    before = group(house).acked
+    name = start(house, dataset)
+    eventually(lambda: get(house, name).epochs)
+    house.stop("trainer")
+    given_back = group(house)
+    assert (given_back.leased, given_back.waiting, given_back.acked) == (0, 1, before)
+    house.start("trainer")
+    claimed = eventually(lambda: house.part("trainer")._worker._hold)
+    assert (claimed.stream, claimed.delivery.attempt) == (name, 1)
+    assert ended(house, name).state == COMPLETED
+    eventually(lambda: group(house).acked == before + 1)
+
+
+def test_the_lease_of_a_run_does_not_end_while_its_worker_lives(
+    house: House, dataset: str, act: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    act("slow")
+    monkeypatch.setattr(commands, "LEASE", 0.6)
+    house.restart("trainer")
+    training = house.part("trainer")._training
+    other = work.Worker(worker.TrainingJob(training, Changes()), training, tmp_path)
+    name = start(house, dataset)
+    eventually(lambda: get(house, name).epochs)
+    other.start()
+    run = ended(house, name)
+    other.stop()
+    assert (run.state, run.attempts) == (COMPLETED, 1), run.reason
+
+
+def test_a_run_that_another_worker_has_begun_since_is_not_this_ones_to_end(
+    house: House, dataset: str, act: Callable[[str], None], tmp_path: Path
+) -> None:
+    act("quick")
+    training = house.part("trainer")._training
+    house.part("trainer")._worker.stop()
+    name = start(house, dataset)
+    late, next_one = worker.TrainingJob(training, Changes()), worker.TrainingJob(training, Changes())
+    assert late.claim(name, "worker-a")
+    assert next_one.claim(name, "worker-b")
+    epoch = {"type": "epoch", "base": "tiny", "epoch": 1, "epochs": 6, "train_loss": 1.0}
+    for act_late in (
+        lambda: late.message(name, epoch),
+        lambda: late.refused(name, "the base is gone here"),
+        lambda: late.ended(name, work.Ended(0, "")),
+    ):
+        with pytest.raises(WrongStreamVersion, match="worker-b has begun"):
+            act_late()
+    next_one.message(name, epoch)
+    next_one.ended(name, work.Ended(1, "as it is"))
+    assert [event.kind for event in house.events(name)] == [
+        "TrainingRequested",
+        "TrainingStarted",
+        "TrainingStarted",
+        "EpochCompleted",
+        "TrainingFailed",
+    ]
+    late.ended(name, work.Ended(0, ""))  # it is over: nothing more to say
+    house.restart("trainer")
 
 
 def test_what_an_earlier_attempt_checked_out_is_not_trusted(house: House, tmp_path: Path) -> None:
@@ -220,6 +361,7 @@ class Troubled:
     errors: list[Exception]
     claims: int = 0
     reasons: list[str] = field(default_factory=list)
+    group: str = field(default_factory=lambda: f"troubled-{uuid.uuid4().hex}")
     requested = "DatasetRegistered"
     cancelled = ()
 
@@ -236,6 +378,8 @@ class Troubled:
     def refused(self, stream: str, reason: str) -> None:
         self.reasons.append(reason)
 
+    def forget(self, stream: str) -> None: ...
+
 
 @pytest.mark.parametrize(
     ("errors", "claims", "reasons"),
@@ -243,6 +387,7 @@ class Troubled:
         ([Unreachable("away")] * 5, 6, []),  # says nothing about the command: never refused for it
         ([KeyError("secret")] * 2, 3, []),
         ([KeyError("secret")] * 9, 3, ["could not go on with it 3 times: an unexpected KeyError"]),
+        ([KeyError("secret")] * 2 + [Unreachable("away")], 4, []),
         ([Refused("not like that")], 1, ["not like that"]),
     ],
 )
@@ -257,7 +402,7 @@ def test_a_command_is_taken_up_again_or_refused(
 ) -> None:
     monkeypatch.setattr(work, "AGAIN_AFTER", 0.05)
     job = Troubled(list(errors))
-    running = work.Worker(job, house.part("trainer")._training.recorder, tmp_path)
+    running = work.Worker(job, house.part("trainer")._training, tmp_path)
     running.start()
     eventually(lambda: job.claims >= claims and len(job.reasons) >= len(reasons))
     time.sleep(0.3)
@@ -266,6 +411,32 @@ def test_a_command_is_taken_up_again_or_refused(
     assert len(job.reasons) == len(reasons)
     assert all(expected in said for expected, said in zip(reasons, job.reasons, strict=True))
     assert "secret" not in "".join(job.reasons)
+
+
+def test_a_command_that_cannot_even_be_refused_is_parked_with_the_reason(
+    house: House, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Speechless(Troubled):
+        def refused(self, stream: str, reason: str) -> None:
+            super().refused(stream, reason)
+            raise KeyError("secret")
+
+    monkeypatch.setattr(work, "AGAIN_AFTER", 0.01)
+    for module in (work, commands):
+        monkeypatch.setattr(module, "MAX_DELIVERIES", 5)
+    job = Speechless([KeyError("secret")] * 9)
+    running = work.Worker(job, house.part("trainer")._training, tmp_path)
+    running.start()
+    eventually(lambda: group(house, job.group).parked)
+    running.stop()
+    assert len(job.reasons) == 3
+    assert job.claims == 4
+    assert "taken up 5 times and never came to its end: an unexpected KeyError" in job.reasons[-1]
+    stub = subscription_pb2_grpc.SubscriptionServiceStub(house.channel("ledger"))
+    parked = call(stub.ListParked, subscription_pb2.ListParkedRequest(parent=f"groups/{job.group}")).events
+    assert [(event.attempts, event.reason) for event in parked] == [
+        (5, "an unexpected KeyError; the service's log has the details")
+    ]
 
 
 # --- the folder

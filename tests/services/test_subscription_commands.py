@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from modelledger.client import Client
 
 from ledger.signers import log_signer
 from ledger.store import Store
+from ledger.writing import Row
 from tests.certified import Certified
-from tests.groups import write
+from tests.house import eventually
 from tests.ledger_alone import Run, commands, serving
 
 
@@ -78,14 +80,23 @@ def test_a_group_that_is_not_there_is_named(run: Run) -> None:
     assert run("subscriptions", "parked", "a/b/c")[0] == 1
 
 
-def test_a_registry_that_stopped_is_seen(run: Run, tmp_path: Path) -> None:
+def test_an_event_that_the_registry_cannot_take_in_is_named_with_what_to_do(run: Run, tmp_path: Path) -> None:
+    """Not the first of its batch: everything before it can be read."""
     assert _finding(run, "registry")["state"] == "ok"
     data = tmp_path / "data"
     other = Store(f"sqlite:///{data / 'log.db'}", log_signer(data / "keys", "test.log"))
-    (index,) = write(other, ["models/acme/assistant"], "VersionCreated")
+    with other.writing() as writing:
+        # A copy of an event is folded like the event; what comes after it is none.
+        like = other.get(0)
+        rows = [Row(str(uuid.uuid4()), "copies/1", 1, like.kind, "0" * 64, like.entry)]
+        rows.append(Row(str(uuid.uuid4()), "models/acme/assistant", 99, "VersionCreated", "0" * 64, b"no envelope"))
+        writing.append(rows)
+    index = other.head.size - 1
     other.close()
-    # This ledger learns of what another process wrote when it writes itself.
-    run("versions", "set-active", "acme/assistant", "v1.0", "--reason", "x")
-    finding = _finding(run, "registry")
-    assert finding["state"] == "WRONG"
-    assert f"the view 'registry' stopped at event {index}" in finding["detail"]
+    finding = eventually(lambda: (now := _finding(run, "registry"))["state"] == "WRONG" and now)
+    assert f"the view 'registry' cannot take in event {index} (VersionCreated of models/acme/" in finding["detail"]
+    assert "update this ledger" in finding["detail"]
+    assert "modelledger log verify" in finding["detail"]
+    code, _, err = run("versions", "list", "acme/assistant")
+    assert code == 1
+    assert f"event {index} " in err

@@ -118,7 +118,7 @@ def test_a_group_is_what_was_asked_for(ledger: Ledger, client: Client) -> None:
         max_attempts=5,
         max_in_flight=1_000,
         next_index=4,
-        behind=2,
+        behind=1,
         leased=1,
     )
 
@@ -213,6 +213,19 @@ def test_the_loop_acknowledges_what_its_body_came_to_the_end_of(ledger: Ledger, 
         (2, "a", "no address", 1),
         (4, "b", "the consumer stopped", 2),
     ]
+
+
+def test_a_consumer_that_starts_anew_does_not_wait_for_its_old_lease(ledger: Ledger, client: Client) -> None:
+    client.create_group("mail", max_attempts=1)
+    write(ledger.store, ["s/1"])
+    claimed = client.claim("mail", "a")
+    client.retry("mail", claimed.lease, [0], "stopped", uncounted=True)
+    assert client.claim("mail", "a").deliveries[0].attempt == 1
+    assert client.claim("mail", "a").deliveries == []
+    client.create_group("post")
+    assert client.claim("post", "a").deliveries[0].attempt == 1
+    assert client.claim("post", "b", resume=True).deliveries == []
+    assert client.claim("post", "a", resume=True).deliveries[0].attempt == 2
 
 
 def test_an_exception_in_the_body_gives_the_events_back(ledger: Ledger, client: Client) -> None:

@@ -20,12 +20,12 @@ from pathlib import Path
 from ledger import possession
 from ledger.envelope import Signer
 from ledger.kit.client import upload
-from ledger.resource_names import DatasetName
+from ledger.resource_names import DatasetName, below
 from modelledger.appending import Result, append_stream
 from modelledger.connection import PAGE, Progress, chunks
 from modelledger.inference.v1 import inference_pb2
 from modelledger.ledger.v1 import actors_pb2, certification_pb2, ledger_pb2, registry_pb2
-from modelledger.names import below, model_name, version_resource
+from modelledger.names import model_name, version_resource
 from modelledger.quantizer.v1 import quantizer_pb2
 from modelledger.subscriptions import Subscriptions
 from modelledger.trainer.v1 import trainer_pb2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ledger.errors import InvalidName
 from ledger.resource_names import ModelName, parse_model, parse_served
 
 
@@ -13,11 +12,3 @@ def model_name(text: str) -> ModelName:
 
 def version_resource(model: str, version: str) -> str:
     return f"{model_name(model).resource}/versions/{version}"
-
-
-def below(collection: str, name: str) -> str:
-    """`run-…` or `training-runs/run-…` as the resource name."""
-    collected, _, identifier = name.rpartition("/")
-    if collected not in ("", collection) or not identifier:
-        raise InvalidName(f"{name!r} does not have the form {collection}/ID")
-    return f"{collection}/{identifier}"

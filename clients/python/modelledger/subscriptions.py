@@ -15,17 +15,15 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Sequence
 
-from ledger.kit.client import DEADLINE
+from ledger.kit.consumer import Delivery, consume
+from ledger.kit.groups import GroupCalls
+from ledger.resource_names import below
 from modelledger.connection import Connection
-from modelledger.consumer import Delivery, consume
 from modelledger.ledger.v1 import ledger_pb2
 from modelledger.ledger.v1 import subscription_pb2 as pb
-from modelledger.names import below
-
-MAX_REASON = 1_000  # characters
 
 
-class Subscriptions(Connection):
+class Subscriptions(Connection, GroupCalls):
     """Groups are written by their name, `mail`, or as `groups/mail`."""
 
     def watch(
@@ -36,29 +34,6 @@ class Subscriptions(Connection):
         return self._stream(self._ledger.WatchEvents, request)
 
     # Groups
-
-    def create_group(
-        self,
-        group: str,
-        *,
-        stream_prefix: str = "",
-        kinds: Sequence[str] = (),
-        start_index: int = 0,
-        max_attempts: int = 0,
-        max_in_flight: int = 0,
-        request_id: str = "",
-    ) -> pb.Group:
-        """The group, made now or before. Raises AlreadyExists when one of this name wants something else."""
-        wanted = pb.Group(
-            name=below("groups", group),
-            stream_prefix=stream_prefix,
-            kinds=kinds,
-            start_index=start_index,
-            max_attempts=max_attempts,
-            max_in_flight=max_in_flight,
-        )
-        request = pb.CreateGroupRequest(group=wanted, request_id=_id(request_id))
-        return self._call(self._subscriptions.CreateGroup, request).group
 
     def group(self, group: str) -> pb.Group:
         return self._call(self._subscriptions.GetGroup, pb.GetGroupRequest(name=below("groups", group))).group
@@ -76,47 +51,8 @@ class Subscriptions(Connection):
     def consume(
         self, group: str, consumer: str, *, max_events: int = 10, lease_seconds: float = 60.0
     ) -> Iterator[Delivery]:
-        """The group's events, one after another; waits for more and never ends by itself. See consumer.py."""
+        """The group's events, one after another; waits for more and never ends by itself: ledger/kit/consumer.py."""
         return consume(self, group, consumer, max_events=max_events, lease_seconds=lease_seconds)
-
-    def claim(
-        self,
-        group: str,
-        consumer: str,
-        *,
-        max_events: int = 0,
-        lease_seconds: float = 0.0,
-        wait_seconds: float = 0.0,
-    ) -> pb.ClaimResponse:
-        request = pb.ClaimRequest(
-            group=below("groups", group),
-            consumer=consumer,
-            max_events=max_events,
-            lease_seconds=lease_seconds,
-            wait_seconds=wait_seconds,
-        )
-        return self._call(self._subscriptions.Claim, request, timeout=DEADLINE + wait_seconds)
-
-    def extend_lease(self, group: str, lease: str, lease_seconds: float = 0.0) -> pb.ExtendLeaseResponse:
-        request = pb.ExtendLeaseRequest(group=below("groups", group), lease=lease, lease_seconds=lease_seconds)
-        return self._call(self._subscriptions.ExtendLease, request)
-
-    def ack(self, group: str, lease: str, indexes: Sequence[int]) -> pb.AckResponse:
-        request = pb.AckRequest(group=below("groups", group), lease=lease, indexes=indexes)
-        return self._call(self._subscriptions.Ack, request)
-
-    def retry(
-        self, group: str, lease: str, indexes: Sequence[int], reason: str, *, delay: float = 0.0
-    ) -> pb.RetryResponse:
-        """`delay` in seconds. What the answer calls released must not be worked on either."""
-        request = pb.RetryRequest(
-            group=below("groups", group), lease=lease, indexes=indexes, delay_seconds=delay, reason=_line(reason)
-        )
-        return self._call(self._subscriptions.Retry, request)
-
-    def park(self, group: str, lease: str, indexes: Sequence[int], reason: str) -> pb.ParkResponse:
-        request = pb.ParkRequest(group=below("groups", group), lease=lease, indexes=indexes, reason=_line(reason))
-        return self._call(self._subscriptions.Park, request)
 
     # Parked events
 
@@ -135,8 +71,3 @@ class Subscriptions(Connection):
 
 def _id(request_id: str) -> str:
     return request_id or uuid.uuid4().hex
-
-
-def _line(reason: str) -> str:
-    """An exception's text, for example, as the one line that a reason is."""
-    return "".join(c for c in " ".join(reason.split()) if c.isprintable())[:MAX_REASON]

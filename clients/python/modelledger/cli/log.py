@@ -185,6 +185,33 @@ def restore(file: Path, data: Path | None, database: str, trusted: tuple[str, ..
 
 
 @log.command()
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The ledger's data directory.",
+)
+@click.option("--database", default="", metavar="URL", help="The ledger's database, when it is not DATA/log.db.")
+@json_option
+def rebuild(data: Path, database: str, as_json: bool) -> None:
+    """Forget the registry and read it out of the log again, to identical bytes.
+
+    Also while the ledger runs; whoever reads the registry is told to retry meanwhile. Ctrl-C ends it: what was read so
+    far counts, and the ledger goes on from there. Exit 1 with the index of an event that cannot be taken in.
+    """
+    from modelledger.cli.rebuild import rebuild_registry
+
+    done, size = rebuild_registry(data, database or f"sqlite:///{data}/log.db")
+    if as_json:
+        print_json({"folded": done, "events": size})
+    else:
+        click.echo(f"registry: {done} of {size} events folded")
+    if done < size:
+        click.echo("interrupted: the ledger goes on from there, now if it runs, otherwise when it starts", err=True)
+        raise SystemExit(130)
+
+
+@log.command()
 @click.option("--database", required=True, metavar="URL", help="The ledger's database, under the role that owns it.")
 @click.option("--role", default="", help="PostgreSQL role that ledgers run under: it may append, and change nothing.")
 @json_option

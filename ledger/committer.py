@@ -2,6 +2,7 @@
 
     committer = Committer(store)
     committer.commit([request, ...])      # one answer or error for each, after one durable commit
+    committer.write(committer.read([...]))    # the same in two steps: the next batch is read while this one is written
 
 A request is a list of envelopes and is all or nothing: an event that breaks a rule fails its own request and
 no other. This is all computation and one database; who calls it, and from where, is ledger/writer.py's business.
@@ -17,7 +18,7 @@ from ledger.actor_keys import ActorKeys
 from ledger.database import driver_errors
 from ledger.errors import BY_REASON, EventIdReused
 from ledger.merkle import inclusion_proofs
-from ledger.reading import Read, read_requests
+from ledger.reading import Keys, Read, ReadRequest, read_requests
 from ledger.rules import Known
 from ledger.store import Store
 from ledger.verifying import Verify, verify_here
@@ -36,6 +37,15 @@ class Appended:
     checkpoint: bytes
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Requests that were read and verified by the keys of that moment."""
+
+    requests: Sequence[Request]
+    keys: Keys
+    read: Sequence[ReadRequest]
+
+
 class Committer:
     """Decides and writes, for one store. Not for two threads at once."""
 
@@ -52,21 +62,32 @@ class Committer:
         return result
 
     def commit(self, requests: Sequence[Request]) -> list[Appended | Exception]:
-        read = read_requests(requests, self._keys.known, self._verify)
+        """One answer or error for each request, after one durable commit."""
+        return self.write(self.read(requests))
+
+    def read(self, requests: Sequence[Request]) -> Batch:
+        """What can be done before it is the requests' turn, and in another thread than `write` of those before."""
+        keys = self._keys.known
+        return Batch(requests, keys, read_requests(requests, keys, self._verify))
+
+    def write(self, batch: Batch) -> list[Appended | Exception]:
+        """The rest of `commit`."""
+        read = batch.read
         accepted: list[Read] = []
         indexes: list[tuple[int, ...] | Exception] = []
         with driver_errors(), self.store.writing() as writing:
             if writing.size != self._keys.size:
                 # Another process wrote, or a commit of ours went through unacknowledged.
                 self._keys.catch_up(writing.size)
-                read = read_requests(requests, self._keys.known, self._verify)
+            if batch.keys != self._keys.known:
+                read = read_requests(batch.requests, self._keys.known, self._verify)
             events = [item.candidate.event for items in read if isinstance(items, list) for item in items]
             known = writing.known(
                 digests=(a.sha256 for event in events for a in (*event.materials, *event.subjects)),
                 ids=(event.id for event in events),
                 streams=(event.stream for event in events),
             )
-            known.keys = self._keys.known
+            known.keys = dict(self._keys.known)  # what is learned counts when it is committed
             for items in read:
                 if isinstance(items, Exception):
                     indexes.append(items)

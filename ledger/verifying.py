@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from ledger import envelope
-from ledger.kit.companion import answer_questions, frame, frames
+from ledger.kit.companion import answer_questions, receive, send
 
 Check = tuple[bytes, bytes, bytes]
 """A public key (DER SubjectPublicKeyInfo) that the log holds, a signature, and the message it should be of."""
@@ -132,11 +132,14 @@ class Helper:
 
     def ask(self, question: Sequence[Check] | None) -> None:
         with contextlib.suppress(BrokenPipeError):  # the answer will not come, either
-            self.process.stdin.write(frame(question))  # type: ignore[union-attr]  # it was made with a pipe
+            send(self.process.stdin, question)  # type: ignore[arg-type]  # it was made with a pipe
 
     def answer(self) -> list[bool] | None:
         """Its answer, to be asked for when there is something to read; None when it has none."""
-        found = next(frames(self.process.stdout), None)  # type: ignore[arg-type]  # it was made with a pipe
+        try:
+            found = receive(self.process.stdout)  # type: ignore[arg-type]  # it was made with a pipe
+        except EOFError:
+            return None
         return found if isinstance(found, list) else None
 
     def fileno(self) -> int:
@@ -147,10 +150,20 @@ class Helper:
         self.process.communicate()
 
 
+class _Verifying:
+    """The helper's end."""
+
+    def prepare(self, checks: Sequence[Check]) -> Sequence[Check]:
+        return checks
+
+    def answer(self, checks: Sequence[Check]) -> list[bool]:
+        return verify_here(checks)
+
+
 @lru_cache(1_000)
 def _public_key(der: bytes) -> envelope.PublicKey:
     return envelope.load_public_key(der)
 
 
 if __name__ == "__main__":
-    answer_questions(lambda settings: verify_here)
+    answer_questions(lambda settings: _Verifying())

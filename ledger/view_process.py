@@ -35,7 +35,10 @@ class _Following:
         self._runner = ViewRunner(settings.open(), REGISTRY_VIEW, fold_registry, keys_read)
         self._runner.start()
 
-    def __call__(self, position: int) -> None:
+    def prepare(self, position: int) -> int:
+        return position
+
+    def answer(self, position: int) -> None:
         self._runner.wait_for(position)
 
 

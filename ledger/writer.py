@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ledger.committer import Appended, Committer, Request
+from ledger.committer import Appended, Batch, Committer, Request
 from ledger.kit.companion import Companion, answer_questions, portable
 from ledger.signers import log_signer
 from ledger.store import Store
@@ -58,14 +58,17 @@ class Writer:
 
 
 class _Committing:
-    """The process's end: what answers a batch."""
+    """The process's end: what answers a batch. The next one is read and verified while this one is flushed to disk."""
 
     def __init__(self, settings: LogSettings) -> None:
         self._committer = Committer(settings.open(), AllCores())
         self._told: Head | None = None
 
-    def __call__(self, requests: Sequence[Request]) -> tuple[Results, Head | None]:
-        results = [portable(r) if isinstance(r, Exception) else r for r in self._committer.commit(requests)]
+    def prepare(self, requests: Sequence[Request]) -> Batch:
+        return self._committer.read(requests)
+
+    def answer(self, batch: Batch) -> tuple[Results, Head | None]:
+        results = [portable(r) if isinstance(r, Exception) else r for r in self._committer.write(batch)]
         head, told = self._committer.store.head, self._told
         self._told = head
         return results, head if head is not told else None

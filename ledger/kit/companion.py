@@ -5,7 +5,7 @@
     answer = await companion.ask(question)
     await companion.close()
 
-and in the child, `answer_questions(open_it)`: `open_it(settings)` gives the function that answers. Frames go over the
+and in the child, `answer_questions(open_it)`: `open_it(settings)` gives what prepares and answers. Frames go over the
 child's stdin and stdout: four bytes of length, then a pickle; answers come in the order of the questions. The child
 ends when its stdin does, and the kernel ends it with the parent. What a child that died was asked is Unreachable;
 the next question starts another.
@@ -18,11 +18,14 @@ import contextlib
 import logging
 import os
 import pickle
+import select
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import IO, Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import IO, Any, Protocol
 
 from ledger.errors import ModelLedgerError, Unreachable
 from ledger.kit.child import die_with_parent
@@ -126,27 +129,62 @@ class _Process:
         return Unreachable(f"the process {self._module} ended while it worked; retry in a moment")
 
 
-def answer_questions(open_it: Callable[[Any], Callable[[Any], Any]]) -> None:
+class Answering(Protocol):
+    """What a child does with a question."""
+
+    def prepare(self, question: Any) -> Any:
+        """What can be done while the question before is being answered. It may be called in another thread than
+        `answer`, but for one question at a time."""
+        ...
+
+    def answer(self, prepared: Any) -> Any: ...
+
+
+def answer_questions(open_it: Callable[[Any], Answering]) -> None:
     """The child's main function."""
     die_with_parent(int(sys.argv[1]))
     for interruption in (signal.SIGINT, signal.SIGTERM):  # the parent says when it is over
         signal.signal(interruption, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    answers = os.fdopen(os.dup(1), "wb")
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever prints to stdout lands on stderr
-    respond: Callable[[Any], Any] | None = None
-    with contextlib.suppress(BrokenPipeError):  # the parent is gone
-        for question in frames(sys.stdin.buffer):
-            answer = None
+    questions = os.fdopen(0, "rb", buffering=0)  # what is not read yet can be seen to be there
+    with contextlib.suppress(BrokenPipeError, EOFError):  # the parent is gone
+        settings = receive(questions)
+        try:
+            answering = open_it(settings)
+        except Exception as error:
+            send(answers, portable(error))
+            return
+        send(answers, None)
+        _answer_all(answering, questions, answers)
+
+
+def _answer_all(answering: Answering, questions: IO[bytes], answers: IO[bytes]) -> None:
+    def next_one() -> Any:
+        question = receive(questions)
+        try:
+            return answering.prepare(question)
+        except Exception as error:
+            return _Failed(portable(error))
+
+    with ThreadPoolExecutor(1, "ahead") as ahead:
+        prepared = next_one()
+        while True:
+            following = ahead.submit(next_one) if select.select([questions], [], [], 0)[0] else None
             try:
-                if respond is None:
-                    respond = open_it(question)
-                else:
-                    answer = respond(question)
+                answer = prepared.error if isinstance(prepared, _Failed) else answering.answer(prepared)
             except Exception as error:
                 answer = portable(error)
-            answers.write(frame(answer))
-            answers.flush()
+            send(answers, answer)
+            prepared = following.result() if following else next_one()
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """In the place of a question that could not be prepared."""
+
+    error: Exception
 
 
 def portable(error: Exception) -> Exception:
@@ -163,7 +201,22 @@ def frame(value: Any) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
-def frames(stream: IO[bytes]) -> Iterator[Any]:
-    """What comes over a pipe, to its end."""
-    while len(start := stream.read(4)) == 4:
-        yield pickle.loads(stream.read(int.from_bytes(start, "big")))  # noqa: S301  # a process of ours wrote it
+def send(pipe: IO[bytes], value: Any) -> None:
+    """Write one frame to an unbuffered pipe. Raises BrokenPipeError."""
+    left = memoryview(frame(value))
+    while left:
+        left = left[pipe.write(left) :]
+
+
+def receive(pipe: IO[bytes]) -> Any:
+    """Read one frame from an unbuffered pipe. Raises EOFError at its end."""
+    return pickle.loads(_exactly(pipe, int.from_bytes(_exactly(pipe, 4), "big")))  # noqa: S301  # ours wrote it
+
+
+def _exactly(pipe: IO[bytes], size: int) -> bytes:
+    found = pipe.read(size)
+    while len(found) < size:
+        if not (more := pipe.read(size - len(found))):
+            raise EOFError
+        found += more
+    return found

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
-from ledger.audit_entries import ReadBundle, ignore_interrupt, read_bundle
+from ledger.audit_entries import ReadBundle, begin_reading, read_bundle
 from ledger.audit_source import Bundle
 from ledger.errors import ModelLedgerError
 
@@ -30,7 +30,7 @@ def read_on_cores(bundles: Iterator[Bundle], arguments: Arguments, jobs: int) ->
     waiting: deque[tuple[Bundle, Future[ReadBundle]]] = deque()
     error: ModelLedgerError | None = None
     context = multiprocessing.get_context("spawn")  # never fork: grpc may be running
-    with ProcessPoolExecutor(jobs - 1, context, ignore_interrupt) as pool:
+    with ProcessPoolExecutor(jobs - 1, context, begin_reading) as pool:
         try:
             try:
                 for bundle in bundles:

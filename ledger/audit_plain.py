@@ -9,7 +9,7 @@ to ask in order are a few look-ups. Any doubt is for `rules.standing`, event by 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ledger.events import KINDS
 from ledger.key_rules import KEY_KINDS
@@ -101,7 +101,7 @@ class Plain:
             elif name in earlier.names:
                 continue
             else:
-                artifacts[sha256] = Introduced(earlier.names | {name}, earlier.index)
+                artifacts[sha256] = replace(earlier, names=earlier.names | {name})
             rows.add((sha256, name, start + offset))
         return rows
 

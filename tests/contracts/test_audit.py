@@ -107,6 +107,28 @@ def test_cores_and_memory_change_nothing(
         audit(source, VERIFIERS, jobs=2)
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_cannot_be_read_comes_after_the_damage_before_it(
+    sqlite_stores: StoreFactory, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    """Reading runs ahead of judging; what is named is still the first fault."""
+    log = Log(sqlite_stores())
+    for start in range(0, 1_000, 250):
+        log.append(*log.datasets(250, start=start))
+    monkeypatch.setattr("ledger.audit.ALONE", 0)
+
+    def position_with(damage: str) -> str:
+        with log.store._writer.begin() as connection:
+            connection.exec_driver_sql("DROP TRIGGER IF EXISTS events_no_update")
+            connection.exec_driver_sql(damage)
+        with DatabaseLog(sqlite_stores.url_of(log.store)) as source, pytest.raises(DamagedLog) as caught:
+            audit(source, VERIFIERS, jobs=jobs)
+        return caught.value.metadata["position"]
+
+    assert position_with("UPDATE events SET version = 'no number' WHERE position = 768") == "768"
+    assert position_with("UPDATE events SET stream = stream || 'x' WHERE position = 600") == "600"
+
+
 def _dataset(name: str) -> tuple[Any, ...]:
     data = {"org": "acme", "name": name, "examples": 100, "band": "minimum"}
     return "trainer", "DatasetRegistered", f"datasets/acme/{name}", [artifact(f"datasets/acme/{name}")], data

@@ -121,14 +121,15 @@ def _attempt(read: Callable[[bytes], T], data: bytes) -> T | str:
 def _signatures(envelope: dsse.Envelope | str, keys: Keys) -> Signatures:
     verified, failed, untried = [], [], []
     if not isinstance(envelope, str):
+        message = dsse.pae(envelope.payload_type, envelope.payload)
         for signature in envelope.signatures:
-            public_key = keys.get(signature.keyid)
+            keyid, public_key = signature.keyid, keys.get(signature.keyid)
             if public_key is None:
-                untried.append(signature.keyid)
-            elif problem := _verify(envelope, signature.keyid, public_key):
-                failed.append((signature.keyid, problem))
+                untried.append(keyid)
+            elif dsse.is_signed(_public_key(public_key), signature.sig, message):
+                verified.append(keyid)
             else:
-                verified.append(signature.keyid)
+                failed.append((keyid, _verify(envelope, keyid, public_key)))  # which says what is wrong
     return Signatures(tuple(verified), tuple(failed), tuple(untried))
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from typing import Any
 
 from ledger.audit_entries import ReadBundle, begin_reading, read_bundle
 from ledger.audit_source import Bundle
-from ledger.errors import ModelLedgerError
+from ledger.errors import ModelLedgerError, Unreachable
 
-AHEAD = 4  # bundles under way for each process
+AHEAD = 4  # bundles that wait to be judged, for each process
+GIVEN = 3  # bundles that another process has at once: it never waits for this one, which may be reading
 
 Arguments = Callable[[Bundle], tuple[Any, ...]]
 """What `read_bundle` is called with for a bundle."""
@@ -25,36 +26,62 @@ Arguments = Callable[[Bundle], tuple[Any, ...]]
 def read_on_cores(bundles: Iterator[Bundle], arguments: Arguments, jobs: int) -> Iterator[tuple[Bundle, ReadBundle]]:
     """Every bundle with what it holds, read by `jobs` processes, of which this is one.
 
-    An error of `bundles` comes behind all that was read before it.
+    An error of `bundles` comes behind all that was read before it. Raises Unreachable when a process was killed.
     """
-    waiting: deque[tuple[Bundle, Future[ReadBundle]]] = deque()
     error: ModelLedgerError | None = None
     context = multiprocessing.get_context("spawn")  # never fork: grpc may be running
     with ProcessPoolExecutor(jobs - 1, context, begin_reading) as pool:
+        reading = _Reading(pool, arguments, GIVEN * (jobs - 1))
         try:
             try:
                 for bundle in bundles:
-                    waiting.append((bundle, pool.submit(read_bundle, *arguments(bundle))))
-                    if len(waiting) >= AHEAD * jobs:
-                        yield _oldest(waiting, arguments)
+                    reading.add(bundle)
+                    if len(reading.waiting) >= AHEAD * jobs:
+                        yield reading.oldest()
             except ModelLedgerError as found:
                 error = found
-            while waiting:
-                yield _oldest(waiting, arguments)
+            while reading.waiting:
+                yield reading.oldest()
+        except BrokenExecutor:
+            what = "a process that verifies was killed, perhaps for want of memory; --jobs 1 needs the least"
+            raise Unreachable(what) from None
         finally:
             pool.shutdown(cancel_futures=True)
     if error:
         raise error
 
 
-def _oldest(waiting: deque[tuple[Bundle, Future[ReadBundle]]], arguments: Arguments) -> tuple[Bundle, ReadBundle]:
-    """Take the first that waits; until it is there, read here what nobody has begun."""
-    while not waiting[0][1].done():
-        begun = next((i for i, (_, future) in enumerate(waiting) if future.cancel()), None)
-        if begun is None:
-            break
-        bundle, future = waiting[begun][0], Future[ReadBundle]()
-        future.set_result(read_bundle(*arguments(bundle)))
-        waiting[begun] = bundle, future
-    bundle, future = waiting.popleft()
-    return bundle, future.result()
+class _Reading:
+    """`waiting`: bundles in order, each with what it holds, or will; None where nobody has begun."""
+
+    def __init__(self, pool: ProcessPoolExecutor, arguments: Arguments, given: int) -> None:
+        self.waiting: deque[tuple[Bundle, Future[ReadBundle] | None]] = deque()
+        self._pool = pool
+        self._arguments = arguments
+        self._given = given
+
+    def add(self, bundle: Bundle) -> None:
+        self.waiting.append((bundle, None))
+        self._give()
+
+    def oldest(self) -> tuple[Bundle, ReadBundle]:
+        """Take the first; until it is there, read here what nobody has begun."""
+        while (future := self.waiting[0][1]) is None or not future.done():
+            mine = next((i for i, (_, one) in enumerate(self.waiting) if one is None), None)
+            if mine is None:
+                break
+            bundle, read = self.waiting[mine][0], Future[ReadBundle]()
+            read.set_result(read_bundle(*self._arguments(bundle)))
+            self.waiting[mine] = bundle, read
+            self._give()
+        bundle, future = self.waiting.popleft()
+        assert future is not None  # noqa: S101 - for the type checker
+        return bundle, future.result()
+
+    def _give(self) -> None:
+        """See that the others have something to do."""
+        free = self._given - sum(future is not None and not future.done() for _, future in self.waiting)
+        for place, (bundle, future) in enumerate(self.waiting):
+            if free > 0 and future is None:
+                self.waiting[place] = bundle, self._pool.submit(read_bundle, *self._arguments(bundle))
+                free -= 1

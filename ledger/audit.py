@@ -12,17 +12,15 @@ the rules must remember lies in an AuditState.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ledger import rules
-from ledger.audit_entries import ReadBundle, ReadEntry, read_bundle, verified_by
+from ledger.audit_cores import read_on_cores
+from ledger.audit_entries import ReadBundle, ReadEntry, read_bundle, read_entries, verified_by
+from ledger.audit_plain import Plain
 from ledger.audit_source import Bundle, Source, fault
 from ledger.audit_state import AuditState
 from ledger.checkpoint import Checkpoint, open_checkpoint
@@ -37,7 +35,6 @@ from ledger.verify_keys import Signed, Untrusted
 
 ALONE = 2_000  # events that are read in this process: starting others takes as long
 NOBODY = Trust(())
-AHEAD = 3  # bundles under way for each process
 
 Progress = Callable[[int, int], None]
 IndexRow = TypeVar("IndexRow", bound=tuple[Any, ...])
@@ -97,7 +94,7 @@ def claimed_key(source: Source) -> str:
     bundle = next(source.bundles(0, 1), None)
     if bundle is None:
         raise fault(0, "event 0 is missing")
-    [entry] = read_bundle(bundle.entries[:1], {}, (), ()).entries
+    [entry] = read_entries(bundle.entries[:1], {})
     if isinstance(entry, str):
         raise fault(0, f"event 0: {entry}")
     vkey = str(entry.event.data.get("logVkey"))
@@ -174,31 +171,27 @@ class _Audit:
                 break
         else:
             return
-        context = multiprocessing.get_context("spawn")  # never fork: grpc may be running
-        with ProcessPoolExecutor(jobs, context, _ignore_interrupt) as pool:
-            waiting: deque[tuple[Bundle, Future[ReadBundle]]] = deque()
-            try:
-                for bundle in bundles:
-                    waiting.append((bundle, pool.submit(read_bundle, *self._task(bundle))))
-                    if len(waiting) > AHEAD * jobs:
-                        first, future = waiting.popleft()
-                        yield first, future.result()
-                for first, future in waiting:
-                    yield first, future.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        yield from read_on_cores(bundles, self._task, jobs)
 
-    def _task(self, bundle: Bundle) -> tuple[Sequence[bytes], dict[str, bytes], Sequence[bytes], tuple[Verifier, ...]]:
-        keys = {keyid: key.public_key for keyid, key in self._state.known.keys.items()}
-        return bundle.entries, keys, [kept.note for kept in bundle.checkpoints], self._verifiers
+    def _task(self, bundle: Bundle) -> tuple[Any, ...]:
+        """What `read_bundle` is called with."""
+        notes = [kept.note for kept in bundle.checkpoints]
+        return bundle.entries, self._keys(), notes, self._verifiers, bundle.columns
+
+    def _keys(self) -> dict[str, bytes]:
+        return {keyid: key.public_key for keyid, key in self._state.known.keys.items()}
 
     # The tree
 
     def _take(self, bundle: Bundle, read: ReadBundle) -> None:
         """Check one bundle. The rules are asked up to the tree's first fault, so that the first of all is named."""
         wrong = self._tree(bundle, read)
-        limit = max(0, int(wrong.metadata["position"]) - bundle.start) if wrong else len(bundle.entries)
-        self._rules(bundle, read.entries[:limit], whole=wrong is None)
+        if wrong is None and read.plain and self._fits(read.plain):
+            self._take_plain(bundle, read.plain)
+        else:
+            limit = max(0, int(wrong.metadata["position"]) - bundle.start) if wrong else len(bundle.entries)
+            entries = read.entries or read_entries(bundle.entries[:limit], self._keys())
+            self._rules(bundle, entries[:limit], whole=wrong is None)
         if wrong:
             raise wrong
         self._state.rest()
@@ -207,9 +200,10 @@ class _Audit:
         """The first fault that hashes show in a bundle."""
         leaf_hashes, start = read.leaf_hashes, bundle.start
         hashes = [leaf_hashes[i : i + HASH_SIZE] for i in range(0, len(leaf_hashes), HASH_SIZE)]
-        for index, (leaf, columns) in enumerate(zip(hashes, bundle.columns or (), strict=False), start):
-            if columns.leaf_hash and columns.leaf_hash != leaf:
-                return fault(index, f"event {index} was changed: its bytes do not have the leaf hash kept for it")
+        kept_hashes = bundle.columns.leaf_hash if bundle.columns else None
+        if kept_hashes is not None and kept_hashes != tuple(hashes):
+            index = start + next(i for i, leaf in enumerate(hashes) if kept_hashes[i] != leaf)
+            return fault(index, f"event {index} was changed: its bytes do not have the leaf hash kept for it")
         tiles = self._state.edge.extend(leaf_hashes)
         if start + len(hashes) == self._newest.size:
             tiles += self._partial_tiles()
@@ -273,9 +267,22 @@ class _Audit:
 
     # The rules
 
+    def _fits(self, plain: Plain) -> bool:
+        self._state.recall(plain.ids, plain.before.keys(), plain.digests())
+        return plain.fits(self._state.known)
+
+    def _take_plain(self, bundle: Bundle, plain: Plain) -> None:
+        introduced = plain.learn(self._state.known)
+        for (keyid, _, _), offsets in plain.signed.items():
+            self._signed.extend(keyid, [bundle.start + offset for offset in offsets])
+        _check_rows("introduction", bundle.introductions, introduced)
+        _check_rows("revocation", bundle.revocations, set())
+
     def _rules(self, bundle: Bundle, entries: Sequence[ReadEntry | str], *, whole: bool) -> None:
         state, known = self._state, self._state.known
-        state.recall(entry.event for entry in entries if isinstance(entry, ReadEntry))
+        events = [entry.event for entry in entries if isinstance(entry, ReadEntry)]
+        mentioned = {a.sha256 for event in events for a in (*event.subjects, *event.materials)}
+        state.recall((event.id for event in events), {event.stream for event in events}, mentioned)
         introduced: set[tuple[str, str, int]] = set()
         revoked: set[tuple[str, int]] = set()
         for offset, entry in enumerate(entries):
@@ -313,10 +320,9 @@ class _Audit:
         event, keys = entry.event, self._state.known.keys
         if not keys and (founder := rules.founder(event)):
             keys = {rules.key_id(founder): founder}
-        if len(entry.verified) == 1 and not entry.failed and not entry.untried and entry.verified[0] in keys:
-            return Candidate(event, entry.payload_sha256, frozenset(entry.verified), entry.problems)
-        verified, failed = set(entry.verified), dict(entry.failed)
-        for keyid in entry.untried:
+        signatures = entry.signatures
+        verified, failed = set(signatures.verified), dict(signatures.failed)
+        for keyid in signatures.untried:
             if keyid in keys:
                 problem = verified_by(raw, keyid, keys[keyid].public_key)
                 if problem:
@@ -341,13 +347,13 @@ class _Audit:
 
 def _check_columns(index: int, bundle: Bundle, offset: int, entry: ReadEntry) -> None:
     assert bundle.columns is not None  # noqa: S101 - for the type checker
-    kept, event = bundle.columns[offset], entry.event
+    event = entry.event
     signed = {"id": event.id, "stream": event.stream, "version": event.version, "kind": event.kind}
-    if kept.payload_sha256:
-        signed["payload_sha256"] = entry.payload_sha256
+    signed["payload_sha256"] = entry.payload_sha256
     for name, value in signed.items():
-        if getattr(kept, name) != value:
-            raise fault(index, f"event {index}: {name} is kept as {getattr(kept, name)!r}, signed is {value!r}")
+        column = getattr(bundle.columns, name)
+        if column is not None and column[offset] != value:
+            raise fault(index, f"event {index}: {name} is kept as {column[offset]!r}, signed is {value!r}")
 
 
 def _check_rows(what: str, kept: frozenset[IndexRow] | None, expected: set[IndexRow]) -> None:
@@ -368,7 +374,3 @@ def _subtrees(state: AuditState) -> Iterator[tuple[int, bytes]]:
             frontier.append(hashes[i : i + HASH_SIZE])
         for height, root in frontier.subtrees:
             yield TILE_HEIGHT * level + height, root
-
-
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for these

@@ -15,16 +15,16 @@ from ledger.errors import DamagedLog
 from ledger.merkle import TILE_WIDTH, Tile
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Columns:
-    """One event's signed fields as they are kept beside its entry. Empty where the source does not keep them."""
+    """Signed fields of a bundle's events as they are kept beside the entries; None where the source keeps none."""
 
-    id: str
-    stream: str
-    version: int
-    kind: str
-    payload_sha256: str = ""
-    leaf_hash: bytes = b""
+    id: tuple[str, ...]
+    stream: tuple[str, ...]
+    version: tuple[int, ...]
+    kind: tuple[str, ...]
+    payload_sha256: tuple[str, ...] | None = None
+    leaf_hash: tuple[bytes, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Bundle:
 
     start: int
     entries: list[bytes]
-    columns: list[Columns] | None = None
+    columns: Columns | None = None
     checkpoints: tuple[KeptCheckpoint, ...] = ()
     introductions: frozenset[tuple[str, str, int]] | None = None
     revocations: frozenset[tuple[str, int]] | None = None

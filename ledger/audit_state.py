@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +22,6 @@ from ledger import strict_json
 from ledger.edge import Edge
 from ledger.errors import InvalidInput, Refused
 from ledger.rules import ActorKey, Introduced, Known
-from ledger.statement import Event
 
 FORMAT = 1
 HELD = 200_000  # event ids in memory; streams and artifacts are no more
@@ -78,22 +77,15 @@ class AuditState:
         for name in _TABLES:
             self._file.execute(f"DELETE FROM {name}")  # noqa: S608 - ours
 
-    def recall(self, events: Iterable[Event]) -> None:
-        """Have in memory what the rules may ask about these events."""
+    def recall(self, ids: Iterable[str], streams: Iterable[str], digests: Iterable[str]) -> None:
+        """Have in memory what the rules may ask about events with these."""
         if not self._below:
             return
-        ids: set[str] = set()
-        streams: set[str] = set()
-        digests: set[str] = set()
-        for event in events:
-            ids.add(event.id)
-            streams.add(event.stream)
-            digests.update(artifact.sha256 for artifact in (*event.subjects, *event.materials))
         known = self.known
-        for (event_id,) in self._those("ids", "id", ids - known.ids.keys()):
+        for (event_id,) in self._those("ids", "id", ids, known.ids):
             known.ids[event_id] = (0, "")
-        known.streams.update(self._those("streams", "stream", streams - known.streams.keys()))
-        for digest, names, position, revoked_at in self._those("artifacts", "sha256", digests - known.artifacts.keys()):
+        known.streams.update(self._those("streams", "stream", streams, known.streams))
+        for digest, names, position, revoked_at in self._those("artifacts", "sha256", digests, known.artifacts):
             known.artifacts[digest] = Introduced(frozenset(json.loads(names)), position, revoked_at)
 
     def rest(self) -> None:
@@ -139,8 +131,8 @@ class AuditState:
         self._below = True
         return True
 
-    def _those(self, table: str, key: str, wanted: Set[str]) -> Iterator[Any]:
-        if wanted:
+    def _those(self, table: str, key: str, mentioned: Iterable[str], held: Mapping[str, Any]) -> Iterator[Any]:
+        if wanted := set(mentioned) - held.keys():
             query = f"SELECT * FROM {table} WHERE {key} IN (SELECT value FROM json_each(?))"  # noqa: S608 - ours
             yield from self._file.execute(query, (json.dumps(sorted(wanted)),))
 

@@ -43,7 +43,7 @@ class ActorKey:
     compromised_from: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Introduced:
     """Under which names a digest was introduced, by the event at which index, and since when it is revoked."""
 
@@ -119,13 +119,14 @@ def learn(known: Known, candidate: Candidate) -> None:
     known.streams[event.stream] = event.version
     known.ids[event.id] = (index, candidate.payload_sha256)
     for subject in event.subjects:
-        if kind.introduces:
-            earlier = known.artifacts.get(subject.sha256, Introduced(frozenset(), index))
-            known.artifacts[subject.sha256] = Introduced(
-                earlier.names | {subject.name}, earlier.index, earlier.revoked_at
-            )
-        if kind.revokes:
-            known.artifacts[subject.sha256] = replace(known.artifacts[subject.sha256], revoked_at=index)
+        earlier = known.artifacts.get(subject.sha256)
+        if earlier is None:
+            if kind.introduces:
+                known.artifacts[subject.sha256] = Introduced(frozenset((subject.name,)), index)
+        elif kind.revokes:
+            known.artifacts[subject.sha256] = replace(earlier, revoked_at=index)
+        elif kind.introduces and subject.name not in earlier.names:
+            known.artifacts[subject.sha256] = replace(earlier, names=earlier.names | {subject.name})
     learn_keys(known, event, index)
 
 

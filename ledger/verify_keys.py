@@ -35,7 +35,11 @@ class Signed:
         """The event of `actor` at `index` carries signatures by these keys; another actor's do not matter."""
         for key_id in key_ids:
             if key_id in keys and keys[key_id].actor == actor:
-                self._indexes.setdefault(key_id, array("Q")).append(index)
+                self.extend(key_id, (index,))
+
+    def extend(self, key_id: str, indexes: Iterable[int]) -> None:
+        """The events at these indexes carry signatures by this key of their actor."""
+        self._indexes.setdefault(key_id, array("Q")).extend(indexes)
 
     def untrusted(self, keys: Mapping[str, ActorKey], trust: Trust) -> list[Untrusted]:
         """Every event that is not trusted, by index. `keys`: as they are after the last event."""

@@ -8,6 +8,7 @@ Reading needs no key and changes nothing, so it may run beside a ledger that goe
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +21,7 @@ from ledger import statement, tables
 from ledger.audit_source import Bundle, Columns, KeptCheckpoint, cuts, fault
 from ledger.database import driver_errors, reader_engine, writer_engine
 from ledger.edge import Edge
-from ledger.errors import NotFound, Refused
+from ledger.errors import DamagedLog, NotFound, Refused
 from ledger.merkle import TILE_HEIGHT, TILE_WIDTH, Tile
 from ledger.writing import Head, Row, Writing, row_of
 
@@ -71,18 +72,18 @@ class DatabaseLog:
             )
         )
         for first, end in cuts(start, stop):
-            rows = events.up_to(end - 1)
-            for position, kept in enumerate(rows, first):
-                if kept.position != position:
-                    raise fault(position, f"event {position} is missing; the next one kept is {kept.position}")
-            if rows:
+            if rows := events.up_to(end - 1):
+                positions, *columns, entries = zip(*rows, strict=True)
+                for position, kept in enumerate(positions, first):
+                    if kept != position:
+                        raise fault(position, f"event {position} is missing; the next one kept is {kept}")
                 yield Bundle(
                     start=first,
-                    entries=[r.entry for r in rows],
-                    columns=[Columns(r.id, r.stream, r.version, r.kind, r.payload_sha256, r.leaf_hash) for r in rows],
-                    checkpoints=tuple(KeptCheckpoint(r.size, r.previous, r.note) for r in checkpoints.up_to(end)),
-                    introductions=frozenset((r.sha256, r.name, r.position) for r in introductions.up_to(end - 1)),
-                    revocations=frozenset((r.sha256, r.position) for r in revocations.up_to(end - 1)),
+                    entries=list(entries),
+                    columns=Columns(*columns),
+                    checkpoints=tuple(KeptCheckpoint(*row) for row in checkpoints.up_to(end)),
+                    introductions=frozenset(map(tuple, introductions.up_to(end - 1))),
+                    revocations=frozenset(map(tuple, revocations.up_to(end - 1))),
                 )
             if len(rows) != end - first:
                 return
@@ -120,33 +121,53 @@ class _Rows:
         if start:  # from the beginning everything is read, also what has a position that cannot be
             query = query.where(order > start if column == "size" else order >= start)
         self.name = table.name
-        self._column = column
         self._types = tuple(c.type.python_type for c in table.c)
+        self._key = list(table.c).index(order)
         self._last = start
+        self._block: list[Any] = []
+        self._positions: list[int] = []
+        self._at = 0
+        self._wrong: DamagedLog | None = None  # what stands behind the block
         with driver_errors():
-            self._rows = iter(connection.execution_options(yield_per=FETCHED).execute(query))
-        self._advance()
+            self._rows = connection.execution_options(yield_per=FETCHED).execute(query)
 
     @property
     def next(self) -> int | None:
-        """The position of the next row."""
-        return None if self._row is None else int(getattr(self._row, self._column))
+        """The position of the next row. Raises DamagedLog when it holds what cannot be there."""
+        if self._at == len(self._block):
+            self._fetch()
+        return self._positions[self._at] if self._block else None
 
     def up_to(self, last: int) -> list[Any]:
-        found = []
-        while (position := self.next) is not None and position <= last:
-            found.append(self._row)
-            self._last = position
-            self._advance()
+        found: list[Any] = []
+        # What stands behind `last` need not be looked at: it may be damaged, and its turn comes later.
+        while not (found and self._last == last) and (position := self.next) is not None and position <= last:
+            end = bisect_right(self._positions, last, self._at)
+            found += self._block[self._at : end]
+            self._at, self._last = end, self._positions[end - 1]
         return found
 
-    def _advance(self) -> None:
+    def _fetch(self) -> None:
+        if self._wrong:
+            raise self._wrong
         with driver_errors():
-            self._row = next(self._rows, None)
-        if self._row is not None and tuple(map(type, self._row)) != self._types:
-            position = getattr(self._row, self._column)
-            where = position if isinstance(position, int) else self._last
-            raise fault(where, f"the row of {self.name} at {position!r} holds values of other types than its columns")
+            self._block, self._at = list(self._rows.fetchmany(FETCHED)), 0
+        types = [set(map(type, column)) for column in zip(*self._block, strict=True)]
+        if types and types != [{each} for each in self._types]:
+            self._cut_off(next(i for i, row in enumerate(self._block) if tuple(map(type, row)) != self._types))
+        self._positions = [row[self._key] for row in self._block]
+
+    def _cut_off(self, good: int) -> None:
+        """Keep the good rows of the block; what comes behind them is a fault, which may have to wait for its turn."""
+        before = self._block[good - 1][self._key] if good else self._last
+        position = self._block[good][self._key]
+        where = position if isinstance(position, int) else before
+        self._wrong = fault(
+            where, f"the row of {self.name} at {position!r} holds values of other types than its columns"
+        )
+        del self._block[good:]
+        if not self._block:
+            raise self._wrong
 
 
 def _raw(table: Table, *names: str) -> Select[Any]:

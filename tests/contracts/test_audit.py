@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -105,6 +106,44 @@ def test_cores_and_memory_change_nothing(
         connection.exec_driver_sql("UPDATE events SET entry = CAST(entry || ' ' AS BLOB) WHERE position = 1400")
     with DatabaseLog(url) as source, pytest.raises(DamagedLog, match="event 1300 was changed"):
         audit(source, VERIFIERS, jobs=2)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_cannot_be_read_comes_after_the_damage_before_it(
+    sqlite_stores: StoreFactory, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    """Reading runs ahead of judging; what is named is still the first fault."""
+    log = Log(sqlite_stores())
+    for start in range(0, 1_000, 250):
+        log.append(*log.datasets(250, start=start))
+    monkeypatch.setattr("ledger.audit.ALONE", 0)
+
+    def position_with(damage: str) -> str:
+        with log.store._writer.begin() as connection:
+            connection.exec_driver_sql("DROP TRIGGER IF EXISTS events_no_update")
+            connection.exec_driver_sql(damage)
+        with DatabaseLog(sqlite_stores.url_of(log.store)) as source, pytest.raises(DamagedLog) as caught:
+            audit(source, VERIFIERS, jobs=jobs)
+        return caught.value.metadata["position"]
+
+    assert position_with("UPDATE events SET version = 'no number' WHERE position = 768") == "768"
+    assert position_with("UPDATE events SET stream = stream || 'x' WHERE position = 600") == "600"
+
+
+def test_a_reader_that_is_killed_ends_the_audit(sqlite_stores: StoreFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(sqlite_stores())
+    for start in range(0, 5_000, 500):
+        log.append(*log.datasets(500, start=start))
+
+    def killing(done: int, _: int) -> None:
+        for child in multiprocessing.active_children() if done > 1_000 else ():
+            child.kill()
+
+    monkeypatch.setattr("ledger.audit.ALONE", 0)
+    with DatabaseLog(sqlite_stores.url_of(log.store)) as source:
+        with pytest.raises(Unreachable, match="was killed"):
+            audit(source, VERIFIERS, jobs=2, progress=killing)
+        assert audit(source, VERIFIERS, jobs=1).size == 5_007
 
 
 def _dataset(name: str) -> tuple[Any, ...]:

@@ -248,6 +248,14 @@ def test_a_value_of_another_type(database: tuple[sqlite3.Connection, str], table
     assert _database_position(url) == ""
 
 
+@pytest.mark.parametrize("column", ["id", "stream", "kind", "payload_sha256", "leaf_hash"])
+def test_a_column_that_was_emptied(database: tuple[sqlite3.Connection, str], column: str) -> None:
+    connection, url = database
+    empty = "x''" if column == "leaf_hash" else "''"
+    connection.execute(f"UPDATE events SET {column} = {empty} WHERE position = 9")
+    assert _database_position(url) == "9"
+
+
 def test_every_hash_of_a_stored_tile(database: tuple[sqlite3.Connection, str]) -> None:
     connection, url = database
     [(hashes,)] = connection.execute("SELECT hashes FROM tiles").fetchall()

@@ -179,8 +179,10 @@ class RemoteLog:
                 if event.index != position:
                     raise fault(position, f"event {position} is missing; the ledger sent event {event.index}")
             if some:
-                columns = [Columns(e.id, e.stream, e.version, e.kind) for e in some]
-                yield Bundle(first, [event.envelope for event in some], columns)
+                ids, streams, versions, kinds, entries = zip(
+                    *[(e.id, e.stream, e.version, e.kind, e.envelope) for e in some], strict=True
+                )
+                yield Bundle(first, list(entries), Columns(ids, streams, versions, kinds))
             if len(some) != end - first:
                 return
 

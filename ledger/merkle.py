@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
+from itertools import zip_longest
 from typing import Protocol
 
 HASH_SIZE = 32
@@ -30,6 +31,7 @@ TILE_HEIGHT = 8
 TILE_WIDTH = 1 << TILE_HEIGHT
 EMPTY_ROOT = sha256(b"").digest()  # RFC 6962 section 2.1: MTH({}) = SHA-256()
 
+_CHUNK = 32 * HASH_SIZE  # bytes; a power of two of hashes
 Range = tuple[int, int]  # leaves begin..end-1
 
 
@@ -245,7 +247,23 @@ def _read(reader: TileReader, tiles: list[Tile]) -> Sequence[bytes]:
 @lru_cache(maxsize=512)
 def tile_layers(tile: bytes) -> tuple[bytes, ...]:
     """Layer k holds the roots of the tile's complete subtrees of 2^k elements, concatenated."""
-    layers = [tile]
+    if len(tile) == HASH_SIZE * TILE_WIDTH:
+        return _layers(tile)
+    # The tile at a tree's edge grows with every commit: what its earlier chunks give was computed then.
+    chunks = range(0, len(tile) - len(tile) % _CHUNK, _CHUNK)
+    parts = [*(_chunk_layers(tile[i : i + _CHUNK]) for i in chunks), _layers(tile[len(chunks) * _CHUNK :])]
+    *lower, top = map(b"".join, zip_longest(*parts, fillvalue=b""))
+    return (*lower, *_layers(top))
+
+
+@lru_cache(maxsize=512)
+def _chunk_layers(chunk: bytes) -> tuple[bytes, ...]:
+    return _layers(chunk)
+
+
+def _layers(hashes: bytes) -> tuple[bytes, ...]:
+    """The layers over some hashes, themselves first."""
+    layers = [hashes]
     while len(below := layers[-1]) >= 2 * HASH_SIZE:
         pairs = range(0, len(below) - HASH_SIZE, 2 * HASH_SIZE)
         layers.append(b"".join([sha256(b"\x01" + below[i : i + 2 * HASH_SIZE]).digest() for i in pairs]))

@@ -20,6 +20,7 @@ from ledger.merkle import (
     node_hash,
     root,
     root_from_tiles,
+    tile_layers,
     tile_width,
     verify_consistency,
     verify_inclusion,
@@ -295,3 +296,12 @@ def test_a_copy_of_an_edge_stands_still() -> None:
     assert (edge.partial(0), edge.partial(1), edge.partial(7)) == (b"", root(LEAVES[:256]), b"")
     with pytest.raises(ValueError, match="32 bytes"):
         edge.append(b"short")
+
+
+def test_the_layers_of_a_tile_of_every_width_hold_its_complete_subtrees() -> None:
+    for width in (*range(1, TILE_WIDTH), TILE_WIDTH, 1, 255):  # the last ones again, from what is remembered
+        layers = tile_layers(b"".join(LEAVES[:width]))
+        assert len(layers) == width.bit_length()
+        for height, layer in enumerate(layers):
+            complete = range(0, width - width % (1 << height), 1 << height)
+            assert layer == b"".join(root(LEAVES[i : i + (1 << height)]) for i in complete), (width, height)

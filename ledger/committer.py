@@ -65,10 +65,10 @@ class Committer:
         """One answer or error for each request, after one durable commit."""
         return self.write(self.read(requests))
 
-    def read(self, requests: Sequence[Request]) -> Batch:
+    def read(self, requests: Sequence[Request], verify: Verify | None = None) -> Batch:
         """What can be done before it is the requests' turn, and in another thread than `write` of those before."""
         keys = self._keys.known
-        return Batch(requests, keys, read_requests(requests, keys, self._verify))
+        return Batch(requests, keys, read_requests(requests, keys, verify or self._verify))
 
     def write(self, batch: Batch) -> list[Appended | Exception]:
         """The rest of `commit`."""

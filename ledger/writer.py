@@ -9,8 +9,9 @@ retry (an event's id makes that safe), and the next batch starts another, which 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ledger.committer import Appended, Batch, Committer, Request
@@ -61,11 +62,12 @@ class _Committing:
     """The process's end: what answers a batch. The next one is read and verified while this one is flushed to disk."""
 
     def __init__(self, settings: LogSettings) -> None:
-        self._committer = Committer(settings.open(), AllCores())
+        self._cores = AllCores()
+        self._committer = Committer(settings.open(), self._cores)
         self._told: Head | None = None
 
-    def prepare(self, requests: Sequence[Request]) -> Batch:
-        return self._committer.read(requests)
+    def prepare(self, requests: Sequence[Request], busy: Callable[[], bool]) -> Batch:
+        return self._committer.read(requests, partial(self._cores, busy=busy))
 
     def answer(self, batch: Batch) -> tuple[Results, Head | None]:
         results = [portable(r) if isinstance(r, Exception) else r for r in self._committer.write(batch)]

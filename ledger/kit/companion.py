@@ -21,6 +21,7 @@ import pickle
 import select
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -132,9 +133,9 @@ class _Process:
 class Answering(Protocol):
     """What a child does with a question."""
 
-    def prepare(self, question: Any) -> Any:
-        """What can be done while the question before is being answered. It may be called in another thread than
-        `answer`, but for one question at a time."""
+    def prepare(self, question: Any, busy: Callable[[], bool]) -> Any:
+        """What can be done before it is the question's turn, for one question at a time. `busy`: whether another thread
+        still answers the one before."""
         ...
 
     def answer(self, prepared: Any) -> Any: ...
@@ -161,23 +162,37 @@ def answer_questions(open_it: Callable[[Any], Answering]) -> None:
 
 
 def _answer_all(answering: Answering, questions: IO[bytes], answers: IO[bytes]) -> None:
+    """Answer each question. While one is being answered another thread prepares the next; a question that finds this
+    process idle is prepared and answered by one thread, which takes less time."""
+    busy = threading.Event()
+    done, say_done = os.pipe()
+
     def next_one() -> Any:
         question = receive(questions)
         try:
-            return answering.prepare(question)
+            return answering.prepare(question, busy.is_set)
         except Exception as error:
             return _Failed(portable(error))
+
+    def next_one_meanwhile() -> Any:
+        return next_one() if select.select([questions.fileno(), done], [], [])[0] != [done] else None
 
     with ThreadPoolExecutor(1, "ahead") as ahead:
         prepared = next_one()
         while True:
-            following = ahead.submit(next_one) if select.select([questions], [], [], 0)[0] else None
+            busy.set()
+            following = ahead.submit(next_one_meanwhile)
             try:
                 answer = prepared.error if isinstance(prepared, _Failed) else answering.answer(prepared)
             except Exception as error:
                 answer = portable(error)
+            busy.clear()
             send(answers, answer)
-            prepared = following.result() if following else next_one()
+            os.write(say_done, b".")
+            prepared = following.result()
+            os.read(done, 1)
+            if prepared is None:
+                prepared = next_one()
 
 
 @dataclass(frozen=True)

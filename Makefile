@@ -11,8 +11,9 @@ READY  := $(VENV)/.ready
 demo: setup
 	$(BIN)/modelledger demo
 
+# Two workers, each file whole on one of them: tests share what is dear to make, and half of their time is waiting.
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup
 	$(BIN)/modelledger bench append --json

@@ -19,6 +19,7 @@ from tests.databases import Cluster, postgresql_cluster
 from tests.logs import dataset
 from tests.two_ledgers import LedgerProcess, Load, TwoLedgers, two_ledgers
 
+pytestmark = pytest.mark.slow  # for each test two ledgers of three processes start, and most are killed and start again
 TAKE_OVER_SECONDS = 5.0
 # Who holds the lock that a ledger takes to write, and is doing nothing at the moment.
 _HOLDS_THE_LOG = """

@@ -42,6 +42,7 @@ from trainer.application import Training
 from trainer.config import TrainerConfig
 from trainer.wiring import TrainerPart
 
+pytestmark = pytest.mark.slow  # a process that trains imports torch, which takes longer than the training
 ENDED = (trainer_pb2.RUN_STATE_COMPLETED, trainer_pb2.RUN_STATE_FAILED, trainer_pb2.RUN_STATE_CANCELLED)
 SHORT = {"epochs": "1", "batch_size": "16", "max_length": "128"}
 # For a training process: every library but one is found.

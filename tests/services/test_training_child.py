@@ -16,6 +16,7 @@ import pytest
 from ledger import manifest
 from ledger.kit import artifacts
 
+pytestmark = pytest.mark.slow  # a process that trains imports torch, which takes longer than the training
 OPTIONS: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 4,

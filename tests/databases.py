@@ -5,7 +5,6 @@ The fixtures at the end are imported by the conftest.py of every folder whose te
 
 from __future__ import annotations
 
-import atexit
 import functools
 import itertools
 import os
@@ -140,12 +139,13 @@ def sqlite_factory(folder: Path) -> StoreFactory:
     return StoreFactory("sqlite", lambda: f"sqlite:///{folder}/log{next(numbers)}.db")
 
 
+shared = ExitStack()  # closed by tests/conftest.py
+
+
 @functools.cache
 def shared_cluster() -> Cluster:
     """One cluster for the whole test run, whichever folder asks first."""
-    stack = ExitStack()
-    atexit.register(stack.close)
-    return stack.enter_context(postgresql_cluster())
+    return shared.enter_context(postgresql_cluster())
 
 
 @pytest.fixture(scope="session")

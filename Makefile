@@ -14,8 +14,9 @@ NO_AMX := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -m
 demo: setup
 	$(BIN)/modelledger demo
 
+# Two workers, each file whole on one of them: tests share what is dear to make, and half of their time is waiting.
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup
 	$(BIN)/modelledger bench append --json

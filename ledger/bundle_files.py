@@ -133,7 +133,7 @@ class _Zip(_Reading):
         if len(archive.infolist()) > manifest.MAX_FILES:
             raise UnreadableBundle("too-many-files", f"{path} has more than {manifest.MAX_FILES} files")
         for info in archive.infolist():
-            if info.is_dir() and info.file_size == 0:
+            if info.filename.endswith("/") and info.file_size == 0:  # is_dir() fails for an empty name
                 continue
             if info.filename in self.sizes:
                 raise UnreadableBundle("unsafe-path", f"{info.filename!r} stands twice in {path}")

@@ -18,6 +18,18 @@ os.environ.update(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: of two workers neither is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_sessionfinish() -> None:
+    """End what a whole run shares. Not at the exit of its process: a worker's is killed when it takes ten seconds."""
+    if databases := sys.modules.get("tests.databases"):
+        databases.shared.close()
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real base model of the demo's shape, trained for so few steps that it knows next to nothing."""

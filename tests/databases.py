@@ -5,7 +5,6 @@ The fixtures at the end are imported by the conftest.py of every folder whose te
 
 from __future__ import annotations
 
-import atexit
 import functools
 import itertools
 import os
@@ -35,7 +34,7 @@ def log_signer(seed: bytes = SEED) -> LogSigner:
 
 
 class Cluster:
-    """A PostgreSQL server on a Unix socket, with fsync on; `new_url` makes a fresh database."""
+    """A PostgreSQL server on a Unix socket, with fsync on; `new_url` makes a fresh database, `newest` is its name."""
 
     def __init__(self, run: list[str], tools: Path, folder: Path, log: IO[bytes]) -> None:
         options = ("-k", folder, "-c", "listen_addresses=", "-c", "shared_buffers=16MB")
@@ -64,10 +63,10 @@ class Cluster:
         return psycopg.connect(f"host={self._socket} user=postgres dbname={database}", autocommit=True)
 
     def new_url(self) -> str:
-        name = f"log{next(self._numbers)}"
+        self.newest = f"log{next(self._numbers)}"
         with self.connect() as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        return self.url(name)
+            connection.execute(f"CREATE DATABASE {self.newest}")
+        return self.url(self.newest)
 
     def url(self, database: str, role: str = "postgres") -> str:
         return f"postgresql+psycopg://{role}@/{database}?host={self._socket}"
@@ -140,12 +139,13 @@ def sqlite_factory(folder: Path) -> StoreFactory:
     return StoreFactory("sqlite", lambda: f"sqlite:///{folder}/log{next(numbers)}.db")
 
 
+shared = ExitStack()  # closed by tests/conftest.py
+
+
 @functools.cache
 def shared_cluster() -> Cluster:
     """One cluster for the whole test run, whichever folder asks first."""
-    stack = ExitStack()
-    atexit.register(stack.close)
-    return stack.enter_context(postgresql_cluster())
+    return shared.enter_context(postgresql_cluster())
 
 
 @pytest.fixture(scope="session")

@@ -152,9 +152,10 @@ class House:
 
 
 def eventually(condition: Callable[[], T], seconds: float = 60.0) -> T:
-    """The first true answer of `condition`. Fails after `seconds`."""
-    deadline = time.monotonic() + seconds
+    """The first true answer of `condition`, which is asked less often the longer it takes. Fails after `seconds`."""
+    began = time.monotonic()
     while not (answer := condition()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
+        waited = time.monotonic() - began
+        assert waited < seconds, "it did not happen"
+        time.sleep(min(max(0.02, waited / 20), 0.25))  # asking takes the time of what is waited for
     return answer

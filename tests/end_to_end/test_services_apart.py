@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,13 +16,9 @@ from modelledger.demo.settings import DATASET
 from ledger.kit.health import serving
 from tests.databases import shared_cluster
 from tests.house import eventually
+from tests.two_ledgers import free_address
 
 SERVICES = ("ledger", "trainer", "quantizer", "inference")
-
-
-def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 @pytest.fixture

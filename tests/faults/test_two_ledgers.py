@@ -19,6 +19,7 @@ from tests.databases import Cluster, postgresql_cluster
 from tests.logs import dataset
 from tests.two_ledgers import LedgerProcess, Load, TwoLedgers, two_ledgers
 
+pytestmark = pytest.mark.slow  # for each test two ledgers of three processes start, and most are killed and start again
 TAKE_OVER_SECONDS = 5.0
 # Who holds the lock that a ledger takes to write, and is doing nothing at the moment.
 _HOLDS_THE_LOG = """
@@ -29,9 +30,9 @@ _HOLDS_THE_LOG = """
 _OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Of these tests alone: it is killed."""
+    """Of these tests alone: it is killed, and comes back."""
     with postgresql_cluster() as running:
         yield running
 
@@ -90,7 +91,7 @@ def test_a_stopped_writer_loses_its_lock_and_cannot_fork_the_log(ledgers: TwoLed
 
 
 def _stop_inside_a_transaction(ledger: LedgerProcess, cluster: Cluster) -> None:
-    with cluster.connect("log1") as connection:
+    with cluster.connect(cluster.newest) as connection:
         for _ in range(500):
             ledger.signal(signal.SIGSTOP)
             time.sleep(0.02)  # what was on its way to the database has arrived
@@ -103,13 +104,13 @@ def _stop_inside_a_transaction(ledger: LedgerProcess, cluster: Cluster) -> None:
 
 def _terminate(cluster: Cluster) -> None:
     """Every session of the ledgers ends."""
-    with cluster.connect("log1") as connection:
+    with cluster.connect(cluster.newest) as connection:
         connection.execute(f"SELECT pg_terminate_backend(pid) {_OTHERS}")
 
 
 def _kill_one(cluster: Cluster) -> None:
     """One server process dies of kill -9; PostgreSQL ends all of them and recovers."""
-    with cluster.connect("log1") as connection:
+    with cluster.connect(cluster.newest) as connection:
         [(process,)] = connection.execute(f"SELECT pid {_OTHERS} ORDER BY query_start DESC LIMIT 1").fetchall()
     os.kill(process, signal.SIGKILL)
 

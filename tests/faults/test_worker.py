@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ledger.kit.work_folder import WorkFolder
 from ledger.local_actor import LocalActor
 from ledger.signers import actor_signers
 from ledger.statement import Artifact
+from tests import acting
 from tests.house import House, eventually
 from trainer import worker
 
@@ -58,16 +60,8 @@ def dataset(house: House) -> str:
 @pytest.fixture
 def act(house: House, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Training processes play this part from now on."""
-    sha256 = house.register_base("tiny")
-
-    def play(part: str) -> None:
-        def task(module: str, spec: dict[str, Any], folder: Path) -> work.Task:
-            return work.Task("tests.faults.scripted_training", spec, folder, {"SCRIPT": part, "BASE_SHA256": sha256})
-
-        monkeypatch.setattr(worker, "Task", task)
-
     monkeypatch.setattr(work, "AGAIN_AFTER", 0.2)
-    return play
+    return partial(acting.act, house, monkeypatch)
 
 
 def start(house: House, dataset: str, model: str = "bot", **more: Any) -> str:

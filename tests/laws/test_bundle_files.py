@@ -57,6 +57,11 @@ def test_harmful_archives(audit: Callable[..., Report], tmp_path: Path) -> None:
     with zipfile.ZipFile(archive, "w") as made:
         made.writestr(link, "/etc/passwd")
     assert found(audit(archive)) == {"unsafe-path"}
+    archive = tmp_path / "nameless.zip"
+    with zipfile.ZipFile(archive, "w") as made:
+        made.writestr("?", "x")
+    archive.write_bytes(archive.read_bytes().replace(b"?", b"\0"))  # where names end when they are read
+    assert found(audit(archive)) == {"unsafe-path"}
     (tmp_path / "no.zip").write_bytes(b"not a zip")
     assert found(audit(tmp_path / "no.zip")) == {"not-a-bundle"}
     assert [check.status for check in audit(tmp_path / "nothing").failures] == ["MISSING"]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from modelledger.bundle_download import save
@@ -31,11 +34,14 @@ from ledger.errors import (
     Refused,
 )
 from ledger.kit.client import call, stream, upload
+from tests.acting import act
 from tests.audit import verify_whole_log
 from tests.house import House, eventually
+from trainer.application import Training
 from trainer.config import TrainerConfig
 from trainer.wiring import TrainerPart
 
+pytestmark = pytest.mark.slow  # a process that trains imports torch, which takes longer than the training
 ENDED = (trainer_pb2.RUN_STATE_COMPLETED, trainer_pb2.RUN_STATE_FAILED, trainer_pb2.RUN_STATE_CANCELLED)
 SHORT = {"epochs": "1", "batch_size": "16", "max_length": "128"}
 # For a training process: every library but one is found.
@@ -237,12 +243,25 @@ def test_an_unusable_base_is_refused_with_its_reason_and_no_other_takes_its_plac
     assert len(house.events()) == before
 
 
-def test_a_major_bump_is_made_only_on_request(house: House, dataset: str) -> None:
+def test_a_major_bump_is_made_only_on_request(house: House, dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    act(house, monkeypatch, "quick")
     runs = [start(house, dataset, "bumped", major=major) for major in (False, True)]  # done in this order
     assert [ended(house, run).version for run in runs] == ["v1.0", "v2.0"]
 
 
-def test_two_runs_at_once_get_different_versions(house: House, dataset: str, tmp_path: Path) -> None:
+def test_two_runs_at_once_get_different_versions(
+    house: House, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    act(house, monkeypatch, "quick")
+    load, loads, both = Training.load, itertools.count(), threading.Barrier(2)
+
+    def load_together(training: Training, kind: Any, stream: str) -> Any:
+        found = load(training, kind, stream)
+        if stream == "models/acme/raced" and next(loads) < 2:
+            both.wait(60)  # each worker has a run, and neither knows the other's version
+        return found
+
+    monkeypatch.setattr(Training, "load", load_together)
     for shared in ("keys", "artifacts"):
         (tmp_path / shared).symlink_to(house.data / shared)
     config = TrainerConfig(data=tmp_path, bases=house.bases, ledger=house.addresses["ledger"])
@@ -254,11 +273,15 @@ def test_two_runs_at_once_get_different_versions(house: House, dataset: str, tmp
         asyncio.run(second.stop())
         asyncio.run(second.close())
     assert sorted(run.version for run in runs) == ["v1.0", "v1.1"], [run.reason for run in runs]
+    assert [run.attempts for run in runs] == [1, 1]  # whoever came second did not train again
     workers = {started.data.worker for run in runs for started in house.events(run.name, "TrainingStarted")}
     assert len(workers) == 2
 
 
-def test_a_file_that_two_organisations_have_is_each_ones_own_dataset(house: House, dataset: str) -> None:
+def test_a_file_that_two_organisations_have_is_each_ones_own_dataset(
+    house: House, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    act(house, monkeypatch, "quick")
     with pytest.raises(NotFound, match="not registered as a dataset of globex"):
         start(house, dataset, "assistant", org="globex")
     with pytest.raises(InvalidInput, match="acme/help is not of globex"):

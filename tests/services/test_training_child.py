@@ -16,6 +16,7 @@ import pytest
 from ledger import manifest
 from ledger.kit import artifacts
 
+pytestmark = pytest.mark.slow  # a process that trains imports torch, which takes longer than the training
 OPTIONS: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 4,
@@ -195,30 +196,27 @@ def test_a_chain_merges_the_earlier_adapter_first(
 
 def test_refusals_leave_nothing_trained(trained: Trained, tmp_path: Path, tiny_base: Path, data: Path) -> None:
     first = of_type(trained[1], "base_completed")[0]["adapter"]
+    base = [{"key": "tiny", "path": str(tiny_base)}]
     bases = [
         {"key": "stranger", "path": str(tiny_base), "adapters": [first]},
-        {"key": "tiny", "path": str(tiny_base), "adapters": [str(tmp_path)]},
+        {"key": "other", "path": str(tiny_base), "adapters": [str(tmp_path)]},
+        *base,
     ]
-    code, messages, _ = train(write_spec(tmp_path / "adapters", data, bases))
+    code, messages, _ = train(write_spec(tmp_path / "run", data, bases, target_modules=["no_such_layer"]))
     assert code == 1
     reasons = [message["reason"] for message in of_type(messages, "base_failed")]
     assert "was trained on 'tiny', not on 'stranger'" in reasons[0]
     assert "is no adapter" in reasons[1]
-    assert messages[-1] == {"type": "finished", "completed": [], "failed": ["stranger", "tiny"]}
+    assert "no_such_layer" in reasons[2]
+    assert messages[-1] == {"type": "finished", "completed": [], "failed": ["stranger", "other", "tiny"]}
 
-    base = [{"key": "tiny", "path": str(tiny_base)}]
     code, messages, _ = train(write_spec(tmp_path / "options", data, base, speed=9))
     assert (code, [m["type"] for m in messages]) == (1, ["finished"])
     assert "speed: is not an option" in messages[0]["reason"]
 
-    spec = write_spec(tmp_path / "adapters", data, base)  # the folder of the run above
-    code, messages, _ = train(spec)
+    code, messages, _ = train(write_spec(tmp_path / "run", data, base))  # in the folder of the run above
     assert code == 1
     assert "another run's" in messages[-1]["reason"]
-
-    code, messages, _ = train(write_spec(tmp_path / "modules", data, base, target_modules=["no_such_layer"]))
-    assert code == 1
-    assert "no_such_layer" in of_type(messages, "base_failed")[0]["reason"]
 
 
 def test_cuda_without_one_is_refused_before_loading(tmp_path: Path, tiny_base: Path, data: Path) -> None:

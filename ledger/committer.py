@@ -2,7 +2,6 @@
 
     committer = Committer(store)
     committer.commit([request, ...])      # one answer or error for each, after one durable commit
-    committer.write(committer.read([...]))    # the same in two steps: the next batch is read while this one is written
 
 A request is a list of envelopes and is all or nothing: an event that breaks a rule fails its own request and
 no other. This is all computation and one database; who calls it, and from where, is ledger/writer.py's business.
@@ -18,7 +17,7 @@ from ledger.actor_keys import ActorKeys
 from ledger.database import driver_errors
 from ledger.errors import BY_REASON, EventIdReused
 from ledger.merkle import inclusion_proofs
-from ledger.reading import Keys, Read, ReadRequest, read_requests
+from ledger.reading import Read, read_requests
 from ledger.rules import Known
 from ledger.store import Store
 from ledger.verifying import Verify, verify_here
@@ -37,15 +36,6 @@ class Appended:
     checkpoint: bytes
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Requests that were read and verified by the keys of that moment."""
-
-    requests: Sequence[Request]
-    keys: Keys
-    read: Sequence[ReadRequest]
-
-
 class Committer:
     """Decides and writes, for one store. Not for two threads at once."""
 
@@ -62,25 +52,14 @@ class Committer:
         return result
 
     def commit(self, requests: Sequence[Request]) -> list[Appended | Exception]:
-        """One answer or error for each request, after one durable commit."""
-        return self.write(self.read(requests))
-
-    def read(self, requests: Sequence[Request], verify: Verify | None = None) -> Batch:
-        """What can be done before it is the requests' turn, and in another thread than `write` of those before."""
-        keys = self._keys.known
-        return Batch(requests, keys, read_requests(requests, keys, verify or self._verify))
-
-    def write(self, batch: Batch) -> list[Appended | Exception]:
-        """The rest of `commit`."""
-        read = batch.read
+        read = read_requests(requests, self._keys.known, self._verify)
         accepted: list[Read] = []
         indexes: list[tuple[int, ...] | Exception] = []
         with driver_errors(), self.store.writing() as writing:
             if writing.size != self._keys.size:
                 # Another process wrote, or a commit of ours went through unacknowledged.
                 self._keys.catch_up(writing.size)
-            if batch.keys != self._keys.known:
-                read = read_requests(batch.requests, self._keys.known, self._verify)
+                read = read_requests(requests, self._keys.known, self._verify)
             events = [item.candidate.event for items in read if isinstance(items, list) for item in items]
             known = writing.known(
                 digests=(a.sha256 for event in events for a in (*event.materials, *event.subjects)),

@@ -1,10 +1,9 @@
 """Concurrent appends share one transaction.
 
-    append(envelopes) ──► queue ──► batches to the writer process, in order ──► answers
+    append(envelopes) ──► queue ──► one batch at a time to the writer process ──► answers
 
-While the writer writes one batch it reads the next, and a third one gathers here; what there is to do is shared out
-evenly, so that neither waits for the other's callers. An answer is given only after the commit, and a commit is never
-given up because a caller went away. When too much is queued, a caller is told when to come again, or waits for
+While one batch is being written, the next one gathers. An answer is given only after the commit, and a commit is
+never given up because a caller went away. When too much is queued, a caller is told when to come again, or waits for
 room (ledger/append_streams.py).
 """
 
@@ -23,8 +22,6 @@ from ledger.errors import InvalidInput, Overloaded
 MAX_REQUEST = 1_000  # events in one request
 MAX_BATCH = 1_000  # events in one transaction, unless a single request has more
 MAX_QUEUED = 10_000  # events waiting
-IN_FLIGHT = 2  # batches that the writer has: one that it writes, and one that it reads meanwhile
-WORTH_SPLITTING = 32  # events; a commit of half of them costs little less
 FIRST_RATE = 1_000.0  # events a second that are expected of the writer before it has written any
 KEPT = 0.8  # of what was measured before, with each batch: about the last ten count
 RETRY_AFTER = 0.1, 30.0  # seconds, the least and the most that a caller is asked to wait
@@ -61,8 +58,7 @@ class Sequencer:
         self._written = asyncio.Event()  # that a batch was, since somebody began to wait for it
         self._written_at = 0.0  # time.monotonic()
         self._measured = FIRST_RATE, 1.0  # events, and the seconds in which they were written
-        self._writing: dict[asyncio.Task[None], int] = {}  # what the writer has: batches and their events
-        self._to_begin: asyncio.Handle | None = None
+        self._running: asyncio.Task[None] | None = None
 
     async def append(self, envelopes: Sequence[bytes]) -> Appended:
         """Append all or none. Raises the error of the first broken rule, with every violation on it."""
@@ -83,40 +79,25 @@ class Sequencer:
             return request.refuse(self._overloaded())
         self._queue.append(request)
         self._queued_events += len(envelopes)
-        if self._to_begin is None:  # whatever else comes in this turn of the loop goes along
-            self._to_begin = asyncio.get_running_loop().call_soon(self._begin)
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._drain())
         # A caller that goes away cancels its answer, not the commit that may be under way.
         return request.answer
 
     async def close(self) -> None:
         """Write what is queued, then stop the writer."""
-        self._begin()
-        while self._writing:
-            await asyncio.wait(self._writing)
+        if self._running is not None:
+            await self._running
         await self._writer.close()
 
-    def _begin(self) -> None:
-        """Give the writer what it can take."""
-        self._to_begin = None
-        while self._queue and len(self._writing) < IN_FLIGHT:
-            written = sum(self._writing.values())
-            waiting = self._queued_events - written
-            if waiting < min(written, MAX_BATCH):
-                break  # so little waits until it is more, or until the writer has nothing else
-            share = -(-self._queued_events // IN_FLIGHT) if waiting >= WORTH_SPLITTING else waiting
-            batch = self._next_batch(min(share, MAX_BATCH))
-            task = asyncio.create_task(self._write(batch))
-            self._writing[task] = sum(len(request.envelopes) for request in batch)
-            task.add_done_callback(self._ended)
+    async def _drain(self) -> None:
+        while self._queue:
+            await self._write(self._next_batch())
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._writing[task]
-        self._begin()
-
-    def _next_batch(self, most: int) -> list[_Request]:
+    def _next_batch(self) -> list[_Request]:
         batch: list[_Request] = []
         events = 0
-        while self._queue and (not batch or events + len(self._queue[0].envelopes) <= most):
+        while self._queue and (not batch or events + len(self._queue[0].envelopes) <= MAX_BATCH):
             batch.append(self._queue.popleft())
             events += len(batch[-1].envelopes)
         return batch

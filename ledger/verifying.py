@@ -1,7 +1,7 @@
 """Signatures of many events, verified on all cores.
 
-    cores = AllCores()           # in the process that needs the verdicts, used by one thread at a time
-    cores(checks)                # one verdict for each, as verify_here(checks)
+    verify = AllCores()          # in the process that needs the verdicts, used by one thread
+    verify(checks)               # one verdict for each, as verify_here(checks)
 
 The cryptography package holds the interpreter's lock while it verifies, so threads gain nothing: the other cores are
 helper processes, each of which gets a piece whenever it has done one; this process does pieces meanwhile. A helper
@@ -17,20 +17,19 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from ledger import envelope
-from ledger.kit.companion import answer_questions, receive, send
+from ledger.kit.companion import answer_questions, frame, frames
 
 Check = tuple[bytes, bytes, bytes]
 """A public key (DER SubjectPublicKeyInfo) that the log holds, a signature, and the message it should be of."""
 Verify = Callable[[Sequence[Check]], list[bool]]
 
 WORTH_SHARING = 64  # checks; fewer are done before a helper has woken up
-PIECE = 32  # checks
-PIPE = 1 << 20  # bytes of a piece: then asking never waits, whatever the helper does
-OVERHEAD = 512  # bytes of a check beside its message, at most
+PIECE = 16  # checks
+MAX_PIECE = 1 << 20  # bytes, more than PIECE of the largest entries have
 PATIENCE = 5.0  # seconds for one piece, which takes a thousandth of that
 REST = 60.0  # seconds until another helper is started in the place of a lost one
 
@@ -50,12 +49,11 @@ class AllCores:
         self.helpers: list[Helper] = []
         self._started_at = -REST  # on the monotonic clock
 
-    def __call__(self, checks: Sequence[Check], busy: Callable[[], bool] = lambda: False) -> list[bool]:
-        """One verdict for each. While this process is `busy` in another thread, by the helpers alone."""
+    def __call__(self, checks: Sequence[Check]) -> list[bool]:
         if len(checks) < WORTH_SHARING or not self._wanted:
             return verify_here(checks)
         self.start()
-        return self._share(checks, busy)
+        return self._share(checks)
 
     def start(self) -> None:
         """Start the helpers that there are not, unless some were started a moment ago."""
@@ -72,52 +70,41 @@ class AllCores:
             helper.close()
         self.helpers = []
 
-    def _share(self, checks: Sequence[Check], busy: Callable[[], bool]) -> list[bool]:
-        waiting = list(_pieces(checks))
+    def _share(self, checks: Sequence[Check]) -> list[bool]:
+        starts = list(range(0, len(checks), PIECE))
         verdicts: dict[int, list[bool]] = {}
-        given: dict[Helper, slice] = {}
+        given: dict[Helper, int] = {}
 
         def give(helper: Helper) -> None:
-            if waiting and helper.ready:
-                given[helper] = waiting.pop()
-                helper.ask(checks[given[helper]])
+            if starts and helper.ready:
+                start = starts.pop()
+                given[helper] = start
+                helper.ask(checks[start : start + PIECE])
 
         def take(timeout: float) -> None:
             """What helpers have answered, or what they were given back."""
             answered = select.select(list(given), [], [], timeout)[0]
             for helper in answered if answered or not timeout else list(given):
-                piece = given.pop(helper)
+                start = given.pop(helper)
                 found = helper.answer() if helper in answered else None
                 if found is None:
                     log.error("a process that verifies signatures is lost; its piece is verified here")
                     self.helpers.remove(helper)
                     helper.close()
-                    waiting.append(piece)
+                    starts.append(start)
                 else:
-                    verdicts[piece.start] = found
+                    verdicts[start] = found
                     give(helper)
 
         for helper in list(self.helpers):
             give(helper)
-        while waiting or given:
-            alone = not busy()
-            if waiting and (alone or not given):
-                piece = waiting.pop()
-                verdicts[piece.start] = verify_here(checks[piece])
+        while starts or given:
+            if starts:
+                start = starts.pop()
+                verdicts[start] = verify_here(checks[start : start + PIECE])
             if given:
-                take(0 if waiting and alone else PATIENCE)
+                take(0 if starts else PATIENCE)
         return [verdict for start in sorted(verdicts) for verdict in verdicts[start]]
-
-
-def _pieces(checks: Sequence[Check]) -> Iterator[slice]:
-    """Everything, in pieces that fit into a helper's pipe."""
-    start = size = 0
-    for position, (_, _, message) in enumerate(checks):
-        size += len(message) + OVERHEAD
-        if position - start == PIECE or size > PIPE:
-            yield slice(start, position)
-            start, size = position, len(message) + OVERHEAD
-    yield slice(start, len(checks))
 
 
 class Helper:
@@ -129,7 +116,7 @@ class Helper:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            pipesize=PIPE,
+            pipesize=MAX_PIECE,  # so that asking never waits, whatever the helper does
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
         self._started = False
@@ -145,14 +132,11 @@ class Helper:
 
     def ask(self, question: Sequence[Check] | None) -> None:
         with contextlib.suppress(BrokenPipeError):  # the answer will not come, either
-            send(self.process.stdin, question)  # type: ignore[arg-type]  # it was made with a pipe
+            self.process.stdin.write(frame(question))  # type: ignore[union-attr]  # it was made with a pipe
 
     def answer(self) -> list[bool] | None:
         """Its answer, to be asked for when there is something to read; None when it has none."""
-        try:
-            found = receive(self.process.stdout)  # type: ignore[arg-type]  # it was made with a pipe
-        except EOFError:
-            return None
+        found = next(frames(self.process.stdout), None)  # type: ignore[arg-type]  # it was made with a pipe
         return found if isinstance(found, list) else None
 
     def fileno(self) -> int:
@@ -163,20 +147,10 @@ class Helper:
         self.process.communicate()
 
 
-class _Verifying:
-    """The helper's end."""
-
-    def prepare(self, checks: Sequence[Check], busy: Callable[[], bool]) -> Sequence[Check]:
-        return checks
-
-    def answer(self, checks: Sequence[Check]) -> list[bool]:
-        return verify_here(checks)
-
-
 @lru_cache(1_000)
 def _public_key(der: bytes) -> envelope.PublicKey:
     return envelope.load_public_key(der)
 
 
 if __name__ == "__main__":
-    answer_questions(lambda settings: _Verifying())
+    answer_questions(lambda settings: verify_here)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ledger.kit.companion import Companion, answer_questions
 from ledger.registry_view import REGISTRY_VIEW, fold_registry, keys_read
 from ledger.views import ViewRunner
@@ -37,10 +35,7 @@ class _Following:
         self._runner = ViewRunner(settings.open(), REGISTRY_VIEW, fold_registry, keys_read)
         self._runner.start()
 
-    def prepare(self, position: int, busy: Callable[[], bool]) -> int:
-        return position
-
-    def answer(self, position: int) -> None:
+    def __call__(self, position: int) -> None:
         self._runner.wait_for(position)
 
 

@@ -9,12 +9,11 @@ retry (an event's id makes that safe), and the next batch starts another, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from ledger.committer import Appended, Batch, Committer, Request
+from ledger.committer import Appended, Committer, Request
 from ledger.kit.companion import Companion, answer_questions, portable
 from ledger.signers import log_signer
 from ledger.store import Store
@@ -59,18 +58,14 @@ class Writer:
 
 
 class _Committing:
-    """The process's end: what answers a batch. The next one is read and verified while this one is flushed to disk."""
+    """The process's end: what answers a batch."""
 
     def __init__(self, settings: LogSettings) -> None:
-        self._cores = AllCores()
-        self._committer = Committer(settings.open(), self._cores)
+        self._committer = Committer(settings.open(), AllCores())
         self._told: Head | None = None
 
-    def prepare(self, requests: Sequence[Request], busy: Callable[[], bool]) -> Batch:
-        return self._committer.read(requests, partial(self._cores, busy=busy))
-
-    def answer(self, batch: Batch) -> tuple[Results, Head | None]:
-        results = [portable(r) if isinstance(r, Exception) else r for r in self._committer.write(batch)]
+    def __call__(self, requests: Sequence[Request]) -> tuple[Results, Head | None]:
+        results = [portable(r) if isinstance(r, Exception) else r for r in self._committer.commit(requests)]
         head, told = self._committer.store.head, self._told
         self._told = head
         return results, head if head is not told else None

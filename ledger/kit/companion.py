@@ -5,7 +5,7 @@
     answer = await companion.ask(question)
     await companion.close()
 
-and in the child, `answer_questions(open_it)`: `open_it(settings)` gives what prepares and answers. Frames go over the
+and in the child, `answer_questions(open_it)`: `open_it(settings)` gives the function that answers. Frames go over the
 child's stdin and stdout: four bytes of length, then a pickle; answers come in the order of the questions. The child
 ends when its stdin does, and the kernel ends it with the parent. What a child that died was asked is Unreachable;
 the next question starts another.
@@ -18,15 +18,11 @@ import contextlib
 import logging
 import os
 import pickle
-import select
 import signal
 import sys
-import threading
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import IO, Any
 
 from ledger.errors import ModelLedgerError, Unreachable
 from ledger.kit.child import die_with_parent
@@ -130,76 +126,27 @@ class _Process:
         return Unreachable(f"the process {self._module} ended while it worked; retry in a moment")
 
 
-class Answering(Protocol):
-    """What a child does with a question."""
-
-    def prepare(self, question: Any, busy: Callable[[], bool]) -> Any:
-        """What can be done before it is the question's turn, for one question at a time. `busy`: whether another thread
-        still answers the one before."""
-        ...
-
-    def answer(self, prepared: Any) -> Any: ...
-
-
-def answer_questions(open_it: Callable[[Any], Answering]) -> None:
+def answer_questions(open_it: Callable[[Any], Callable[[Any], Any]]) -> None:
     """The child's main function."""
     die_with_parent(int(sys.argv[1]))
     for interruption in (signal.SIGINT, signal.SIGTERM):  # the parent says when it is over
         signal.signal(interruption, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints to stdout lands on stderr
-    questions = os.fdopen(0, "rb", buffering=0)  # what is not read yet can be seen to be there
-    with contextlib.suppress(BrokenPipeError, EOFError):  # the parent is gone
-        settings = receive(questions)
-        try:
-            answering = open_it(settings)
-        except Exception as error:
-            send(answers, portable(error))
-            return
-        send(answers, None)
-        _answer_all(answering, questions, answers)
-
-
-def _answer_all(answering: Answering, questions: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer each question. While one is being answered another thread prepares the next; a question that finds this
-    process idle is prepared and answered by one thread, which takes less time."""
-    busy = threading.Event()
-    done, say_done = os.pipe()
-
-    def next_one() -> Any:
-        question = receive(questions)
-        try:
-            return answering.prepare(question, busy.is_set)
-        except Exception as error:
-            return _Failed(portable(error))
-
-    def next_one_meanwhile() -> Any:
-        return next_one() if select.select([questions.fileno(), done], [], [])[0] != [done] else None
-
-    with ThreadPoolExecutor(1, "ahead") as ahead:
-        prepared = next_one()
-        while True:
-            busy.set()
-            following = ahead.submit(next_one_meanwhile)
+    respond: Callable[[Any], Any] | None = None
+    with contextlib.suppress(BrokenPipeError):  # the parent is gone
+        for question in frames(sys.stdin.buffer):
+            answer = None
             try:
-                answer = prepared.error if isinstance(prepared, _Failed) else answering.answer(prepared)
+                if respond is None:
+                    respond = open_it(question)
+                else:
+                    answer = respond(question)
             except Exception as error:
                 answer = portable(error)
-            busy.clear()
-            send(answers, answer)
-            os.write(say_done, b".")
-            prepared = following.result()
-            os.read(done, 1)
-            if prepared is None:
-                prepared = next_one()
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """In the place of a question that could not be prepared."""
-
-    error: Exception
+            answers.write(frame(answer))
+            answers.flush()
 
 
 def portable(error: Exception) -> Exception:
@@ -216,22 +163,7 @@ def frame(value: Any) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
-def send(pipe: IO[bytes], value: Any) -> None:
-    """Write one frame to an unbuffered pipe. Raises BrokenPipeError."""
-    left = memoryview(frame(value))
-    while left:
-        left = left[pipe.write(left) :]
-
-
-def receive(pipe: IO[bytes]) -> Any:
-    """Read one frame from an unbuffered pipe. Raises EOFError at its end."""
-    return pickle.loads(_exactly(pipe, int.from_bytes(_exactly(pipe, 4), "big")))  # noqa: S301  # ours wrote it
-
-
-def _exactly(pipe: IO[bytes], size: int) -> bytes:
-    found = pipe.read(size)
-    while len(found) < size:
-        if not (more := pipe.read(size - len(found))):
-            raise EOFError
-        found += more
-    return found
+def frames(stream: IO[bytes]) -> Iterator[Any]:
+    """What comes over a pipe, to its end."""
+    while len(start := stream.read(4)) == 4:
+        yield pickle.loads(stream.read(int.from_bytes(start, "big")))  # noqa: S301  # a process of ours wrote it

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from ledger.committer import Appended, Committer
-from ledger.errors import RevokedActor, UnknownActor, Unreachable
+from ledger.committer import Committer
+from ledger.errors import UnknownActor, Unreachable
 from tests.audit import verify_whole_log
 from tests.databases import StoreFactory
 from tests.logs import ACTORS, Log, artifact, enrolment, event_of, rotation, signed, signer
@@ -87,21 +87,6 @@ def test_a_key_change_whose_commit_fails_changes_nothing(store_factory: StoreFac
     log.append(rotated)
     log.append(by_new)
     verify_whole_log(log.store)
-
-
-def test_a_batch_that_was_read_before_a_key_change_is_judged_after_it(store_factory: StoreFactory) -> None:
-    log = Log(store_factory())
-    old, new = ACTORS["trainer"], signer(99)
-    by_old, by_new = log.dataset("by-the-old-key"), signed(event_of(log.dataset("by-the-new-key")), new)
-    committer = Committer(log.store)
-    change = committer.read([[signed(rotation("trainer", old, new, 2))]])
-    ahead = committer.read([[by_old], [by_new]])
-    [changed] = committer.write(change)
-    refused, appended = committer.write(ahead)
-    assert isinstance(changed, Appended)
-    assert isinstance(refused, RevokedActor)
-    assert isinstance(appended, Appended)
-    assert verify_whole_log(log.store) == appended.size
 
 
 def test_fail_while_a_tile_is_completed(store_factory: StoreFactory) -> None:

@@ -133,7 +133,7 @@ def sign(payload: bytes, signers: Sequence[Signer], payload_type: str = PAYLOAD_
     message = pae(payload_type, payload)
     signatures = tuple(Signature(signer.keyid, signer.sign(message)) for signer in signers)
     data = encode(Envelope(payload, payload_type, signatures))
-    _check_size(data)
+    check_size(data)
     return data
 
 
@@ -152,7 +152,7 @@ def encode(envelope: Envelope) -> bytes:
 
 def parse(data: bytes, payload_type: str = PAYLOAD_TYPE) -> Envelope:
     """Check the structure of an envelope; signatures are not verified. Raises MalformedEvent, EventTooLarge."""
-    _check_size(data)
+    check_size(data)
     if payload_type == PAYLOAD_TYPE and (written := _WRITTEN.fullmatch(data)):
         with contextlib.suppress(ValueError):  # what is wrong with it is said below
             signature = Signature(written[2].decode(), decode_base64(written[3]))
@@ -208,10 +208,11 @@ def is_signed(public_key: PublicKey, signature: bytes, message: bytes) -> bool:
     return True
 
 
-def _check_size(data: bytes) -> None:
+def check_size(data: bytes, where: str = "") -> None:
+    """Raises EventTooLarge."""
     if len(data) > MAX_ENTRY:
         raise EventTooLarge(
-            f"the envelope has {len(data)} bytes, at most {MAX_ENTRY} fit: "
+            f"{where}the envelope has {len(data)} bytes, at most {MAX_ENTRY} fit: "
             "store large content as an artifact and name it by digest"
         )
 

@@ -58,7 +58,7 @@ def _of_log(store: Store, request: ledger_pb2.ListEventsRequest, size: int, reac
         low, high = (low, min(high, reached)) if request.descending else (max(low, reached), high)
     start, stop = low, high
     rare = bool(request.stream_prefix) and store.is_rare(request.stream_prefix)
-    if request.stream_prefix and not rare:
+    if (request.stream_prefix or request.after_version > 0) and not rare:
         start, stop = _looked_at(low, high, request.descending)
     rows = store.select(
         start=start,

@@ -209,6 +209,7 @@ class Groups:
             return Claimed(), False
         with self._groups.changing(name) as change:
             group = _open(change.group(), name)
+            now = self._now()  # it may have waited for others, whose leases began meanwhile
             if resume:
                 change.update(
                     [row for row in change.held() if row.lease and row.consumer == consumer], due=now, length=0

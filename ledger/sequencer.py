@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ledger.committer import Appended, Request
-from ledger.errors import InvalidInput, Overloaded
+from ledger.envelope import check_size
+from ledger.errors import EventTooLarge, InvalidInput, Overloaded
 
 MAX_REQUEST = 1_000  # events in one request
 MAX_BATCH = 1_000  # events in one transaction, unless a single request has more
@@ -75,6 +76,11 @@ class Sequencer:
         request = _Request(envelopes, asyncio.get_running_loop().create_future())
         if not 1 <= len(envelopes) <= MAX_REQUEST:
             return request.refuse(InvalidInput(f"a request appends 1 to {MAX_REQUEST} events, not {len(envelopes)}"))
+        try:
+            for position, entry in enumerate(envelopes):  # so that MAX_QUEUED bounds bytes, too
+                check_size(entry, f"envelopes[{position}]: ")
+        except EventTooLarge as error:
+            return request.refuse(error)
         if self._queued_events + len(envelopes) > MAX_QUEUED:
             return request.refuse(self._overloaded())
         self._queue.append(request)

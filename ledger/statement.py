@@ -133,7 +133,7 @@ def _sound(value: Any) -> Event | None:
             and type(data) is dict
             and subjects
             and materials is not None
-            and len(free) <= MAX_TEXT
+            and max(len(free), len(about["stream"])) <= MAX_TEXT
             and _TEXT.fullmatch(free)
             and _ID_STREAM_TIME.fullmatch("\n".join((about["id"], about["stream"], time)))
             and _is_a_time(time)

@@ -11,6 +11,7 @@ that dies or does not answer is done without and loses nothing: its piece is ver
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import select
@@ -31,6 +32,7 @@ WORTH_SHARING = 64  # checks; fewer are done before a helper has woken up
 PIECE = 16  # checks
 MAX_PIECE = 1 << 20  # bytes, more than PIECE of the largest entries have
 PATIENCE = 5.0  # seconds for one piece, which takes a thousandth of that
+MOST_HELPERS = 8  # they verify ten times what one process can write
 REST = 60.0  # seconds until another helper is started in the place of a lost one
 
 log = logging.getLogger("modelledger.verifying")
@@ -45,7 +47,7 @@ class AllCores:
     """Verifies with `helpers` other processes, which are started when they are first worth it."""
 
     def __init__(self, helpers: int | None = None) -> None:
-        self._wanted = len(os.sched_getaffinity(0)) - 1 if helpers is None else helpers
+        self._wanted = min(len(os.sched_getaffinity(0)) - 1, MOST_HELPERS) if helpers is None else helpers
         self.helpers: list[Helper] = []
         self._started_at = -REST  # on the monotonic clock
 
@@ -61,7 +63,8 @@ class AllCores:
         if missing and time.monotonic() >= self._started_at + REST:
             self._started_at = time.monotonic()
             try:
-                self.helpers += [Helper() for _ in range(missing)]
+                for _ in range(missing):
+                    self.helpers.append(Helper())
             except OSError as error:  # this machine has no room for them
                 log.error("no process that verifies signatures can be started: %s", error)
 
@@ -116,10 +119,14 @@ class Helper:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            pipesize=MAX_PIECE,  # so that asking never waits, whatever the helper does
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
         self._started = False
+        try:  # so that asking never waits, whatever the helper does
+            fcntl.fcntl(self.process.stdin, fcntl.F_SETPIPE_SZ, MAX_PIECE)  # type: ignore[arg-type]  # made with a pipe
+        except OSError:  # one user's pipes have a limit, pipe(7)
+            self.close()
+            raise
         self.ask(None)
 
     @property

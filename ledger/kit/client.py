@@ -184,7 +184,8 @@ def from_rpc_error(error: grpc.RpcError) -> ModelLedgerError:
     if not _info(status).reason:
         if _BY_CODE.get(code) is Unreachable:
             status.message = f"no answer from the service ({message}); is it running? start it with: modelledger up"
-        if code == code_pb2.RESOURCE_EXHAUSTED:  # gRPC's own word, and trying again would not help
+        # gRPC's own words, and trying again would not help; who else answers this code is busy.
+        if code == code_pb2.RESOURCE_EXHAUSTED and "larger than max" in message:
             return InvalidInput(f"the message is too large for one call ({message}); send or ask for less at once")
         if code == code_pb2.UNIMPLEMENTED:
             status.message = (

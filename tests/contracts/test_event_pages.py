@@ -29,6 +29,8 @@ ASKED = [
     {"stream_prefix": "training-runs/", "start_index": 14},
     {"stream_prefix": "training-runs/", "kinds": ["TrainingStarted"]},
     {"stream_prefix": "training-runs/", "after_version": 3},
+    {"after_version": 3},
+    {"after_version": 3, "kinds": ["DatasetRegistered"], "start_index": 12},
     {"stream_prefix": "certificates/"},
     {"stream_prefix": "nothing/"},
     {"kinds": ["TrainingStarted", "DatasetRegistered"]},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 from sqlalchemy import text
@@ -11,6 +12,7 @@ from sqlalchemy import text
 from ledger import groups as groups_module
 from ledger.errors import AlreadyExists, NotFound, NotReady, Overloaded, Refused
 from ledger.group_store import Changing
+from ledger.groups import Claimed
 from tests.databases import StoreFactory
 from tests.groups import World, group, indexes, write
 
@@ -136,6 +138,26 @@ def test_when_the_clock_is_set_back_leases_and_delays_begin_anew(world: World) -
     world.now += 1
     assert world.groups.ack("mail", dead, [0]).done == (0,), "nobody else has it yet"
     assert indexes(world.groups.claim("mail", "b", 10, 60)) == [3]
+
+
+def test_a_claim_that_waits_for_the_database_ends_nobodys_lease(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else claims while it waits: by its own older time that lease looks as if the clock were set back."""
+    world.groups.create(group())
+    write(world.store, ["s/1", "s/2"])
+    changing, others = world.groups._groups.changing, list[Claimed]()
+
+    def slow(name: str) -> AbstractContextManager[Changing]:
+        monkeypatch.setattr(world.groups._groups, "changing", changing)
+        world.now += 20
+        others.append(world.groups.claim("mail", "a", 1, 10))
+        return changing(name)
+
+    monkeypatch.setattr(world.groups._groups, "changing", slow)
+    late = world.groups.claim("mail", "b", 2, 10)
+    [early] = others
+    assert (indexes(early), indexes(late)) == ([0], [1])
+    assert early.end == late.end == (1_000_000 + 20 + 10) * 1_000
+    assert world.groups.claim("mail", "c", 2, 10).deliveries == (), "both have their leases"
 
 
 def test_when_the_clock_is_set_forward_leases_end_early_and_nothing_is_lost(world: World) -> None:

@@ -144,6 +144,8 @@ def _calls(log: Log) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "prefix", listed(stream_prefix="training-runs/", start_index=size // 2)
     yield "prefix, newest", listed(stream_prefix="training-runs/", descending=True)
     yield "prefix, long ago", listed(stream_prefix="quantizations/", descending=True)
+    yield "later versions of any stream", listed(after_version=10**9)
+    yield "later versions of a kind", listed(kinds=["UsageRecorded"], after_version=10**9)
     yield "rare prefix", listed(stream_prefix="actors/")
 
 

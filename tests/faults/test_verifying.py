@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import random
 import select
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,6 +117,32 @@ def test_lost_helpers_are_replaced_after_a_rest(
     assert cores(checks) == verify_here(checks)
     assert len(cores.helpers) == len(lost)
     assert not set(_pids(cores)) & set(lost)
+
+
+def test_helpers_that_there_is_no_room_for_are_done_without(
+    checks: Sequence[Check], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's pipes have a limit; whoever has more cores than fit into it has the helpers that fit."""
+    room, resize = 1, fcntl.fcntl
+
+    def limited(file: Any, command: int, size: int) -> int:
+        nonlocal room
+        if command == fcntl.F_SETPIPE_SZ:
+            if not room:
+                raise PermissionError(errno.EPERM, "Operation not permitted")
+            room -= 1
+        return resize(file, command, size)
+
+    monkeypatch.setattr(fcntl, "fcntl", limited)
+    monkeypatch.setattr(verifying, "REST", 0.0)
+    cores = AllCores(3)
+    _start(cores)
+    opened = len(os.listdir("/proc/self/fd"))
+    cores.start()
+    assert len(cores.helpers) == 1
+    assert len(os.listdir("/proc/self/fd")) == opened
+    assert cores(checks) == verify_here(checks)
+    cores.close()
 
 
 def test_pieces_of_the_largest_entries_go_through(cores: AllCores, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from modelledger.ledger.v1 import error_reason_pb2
 from ledger import errors
 from ledger.errors import BY_REASON, ModelLedgerError, Violation, all_errors
 from ledger.kit import client
-from ledger.kit.client import from_status
+from ledger.kit.client import from_rpc_error, from_status
 from ledger.kit.interceptors import to_status
 
 TREE = list(all_errors())
@@ -94,6 +94,29 @@ def test_a_status_of_another_server_is_the_nearest_error_and_its_time_to_wait_co
     del status.details[0]
     got = from_status(status)
     assert (type(got), got.message, got.retry_after) == (errors.Overloaded, "later", 1.5)
+
+
+@pytest.mark.parametrize(
+    ("details", "kind"),
+    [
+        ("SERVER: Received message larger than max (4194400 vs. 4194304)", errors.InvalidInput),
+        ("grpc: received message larger than max (4194400 vs. 4194304)", errors.InvalidInput),
+        ("rate limited", errors.Overloaded),  # by a proxy: the same may be tried again
+        ("", errors.Overloaded),
+    ],
+)
+def test_only_a_message_that_is_too_large_is_the_callers_fault(details: str, kind: type[ModelLedgerError]) -> None:
+    class Answered(grpc.RpcError):
+        def code(self) -> grpc.StatusCode:
+            return grpc.StatusCode.RESOURCE_EXHAUSTED
+
+        def details(self) -> str:
+            return details
+
+        def trailing_metadata(self) -> tuple[()]:
+            return ()
+
+    assert type(from_rpc_error(Answered())) is kind
 
 
 def test_no_time_to_wait_is_told_where_none_is_known() -> None:

@@ -124,6 +124,7 @@ def _subject(**fields: Any) -> Change:
         (_about(stream="training-runs/../x"), "predicate.event.stream"),
         (_about(stream="training-runs/x\n"), "predicate.event.stream"),
         (_about(stream="training-runs/" + "x" * 129), "predicate.event.stream"),
+        (_about(stream="x" * 601), "predicate.event.stream"),
         (_about(time="2026-11-21 09:00:00Z"), "predicate.event.time"),
         (_about(time="2026-11-21T09:00:00+01:00"), "predicate.event.time"),
         (_about(time="2026-02-30T09:00:00Z"), "predicate.event.time"),

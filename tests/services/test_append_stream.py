@@ -294,6 +294,20 @@ def test_streams_wait_for_room_where_a_single_call_is_refused(log: Log, monkeypa
     run(log, use)
 
 
+def test_what_is_too_large_for_the_log_takes_no_room(log: Log) -> None:
+    """A queue of MAX_QUEUED events is bounded in bytes as well: each has at most 65,535."""
+
+    async def use(served: Served, stub: Any) -> None:
+        requests = asked([[bytes(3 << 20)]] * 30 + [[b"{}", bytes(65_536)]])
+        stream = stub.AppendStream(iter(requests))
+        found = [await stream.read() for _ in requests]  # though the writer takes nothing yet
+        assert set(reasons(found)) == {"EVENT_TOO_LARGE"}
+        assert from_status(found[-1].refused).message.startswith("envelopes[1]: the envelope has 65536 bytes")
+        assert served.most == 0
+
+    run(log, use)
+
+
 def test_a_full_queue_says_when_to_come_again_and_who_does_succeeds(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sequencer, "MAX_QUEUED", 5)
     entries = log.datasets(6)

@@ -16,7 +16,7 @@ from ledger.kit import catalog
 from ledger.kit.aggregate import Recorded
 from ledger.kit.application import Command, LedgerApplication
 from ledger.kit.artifacts import ArtifactStore
-from ledger.kit.client import call
+from ledger.kit.client import asked
 from ledger.resource_names import BASE_ORG, split_version
 from ledger.statement import Artifact
 from quantizer.aggregate import Quantization, RegisteredBase, quantization_stream
@@ -96,7 +96,7 @@ class Quantizing(LedgerApplication):
             name, _ = split_version(source, "source")
         except InvalidName as error:
             raise InvalidName(f"{error.message} or base-models/{{key}}", violations=error.violations) from None
-        version = call(self.registry.GetVersion, registry_pb2.GetVersionRequest(name=source)).version
+        version = asked(self.registry.GetVersion, registry_pb2.GetVersionRequest(name=source)).version
         if version.revoked:
             raise Refused(f"version {version.version} of {name} was revoked, or something it is made from was")
         adapters = {adapter.base: adapter for adapter in version.record.adapters}

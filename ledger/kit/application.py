@@ -13,7 +13,7 @@ from modelledger.ledger.v1 import events_pb2, ledger_pb2, ledger_pb2_grpc
 
 from ledger.errors import EventIdReused, InvalidInput, NotFound, Refused, WrongStreamVersion
 from ledger.kit.aggregate import LedgerAggregate, Recorded
-from ledger.kit.client import Calling, call, connect
+from ledger.kit.client import Calling, asked, connect
 from ledger.kit.recorder import PAGE, read
 from ledger.statement import new_id
 
@@ -118,7 +118,7 @@ class LedgerApplication(Application[str]):
     def find(self, event_id: str) -> tuple[int, Recorded] | None:
         """Index and event with an id, or None."""
         try:
-            found = call(self.ledger.GetEvent, ledger_pb2.GetEventRequest(id=event_id))
+            found = asked(self.ledger.GetEvent, ledger_pb2.GetEventRequest(id=event_id))
         except NotFound:
             return None
         return found.event.index, read(found.event.envelope)
@@ -127,7 +127,7 @@ class LedgerApplication(Application[str]):
         """What the request asks for, page after page."""
         request.page_size = PAGE
         while True:
-            response = call(self.ledger.ListEvents, request)
+            response = asked(self.ledger.ListEvents, request)
             yield from (read(event.envelope) for event in response.events)
             if not response.next_page_token:
                 return
@@ -138,5 +138,5 @@ class LedgerApplication(Application[str]):
         request = ledger_pb2.ListEventsRequest(
             kinds=[kind], descending=True, page_size=page_size, page_token=page_token
         )
-        response = call(self.ledger.ListEvents, request)
+        response = asked(self.ledger.ListEvents, request)
         return [event.stream for event in response.events], response.next_page_token

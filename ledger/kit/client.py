@@ -31,6 +31,7 @@ DEADLINE = 30.0  # seconds, unless a call says otherwise
 MAX_MESSAGE = 16 << 20
 RETRY_FOR, AGAIN_AFTER = 30.0, 0.2  # seconds, while a service restarts
 MAX_PAUSE = 10.0  # seconds, whatever a service asks for
+RECONNECTING = 5.0  # seconds; a channel that has met a closed port tries again after two at the latest
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -157,12 +158,12 @@ def stream(
     return running.cancel, responses()
 
 
-def patiently(ask: Callable[[], Response]) -> Response:
+def patiently(ask: Callable[[], Response], seconds: float = RETRY_FOR) -> Response:
     """Ask again for a while when the service is away or has too much to do. For what may be done twice.
 
     Between two tries is the time that the service asked for, within AGAIN_AFTER and MAX_PAUSE.
     """
-    deadline = time.monotonic() + RETRY_FOR
+    deadline = time.monotonic() + seconds
     while True:
         try:
             return ask()
@@ -170,6 +171,11 @@ def patiently(ask: Callable[[], Response]) -> Response:
             if time.monotonic() > deadline:
                 raise
             time.sleep(min(max(error.retry_after, AGAIN_AFTER), MAX_PAUSE))
+
+
+def asked(method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
+    """What a service asks another one that may have started anew a moment ago. For reading."""
+    return patiently(lambda: call(method, request), RECONNECTING)
 
 
 def metadata(user: str = "") -> tuple[tuple[str, str], ...]:

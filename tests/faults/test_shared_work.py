@@ -116,7 +116,7 @@ def verify(house: House, runs: list[str]) -> None:
 
 def test_two_workers_share_ten_runs_and_one_is_killed(house: House, start: Start, tmp_path: Path) -> None:
     runs = request(house, 10)
-    doomed, _ = start("a", "brisk", 2.0), start("b", "brisk", 2.0)
+    doomed, _ = start("a", "brisk", 4.0), start("b", "brisk", 4.0)
     eventually(lambda: len(set(workers(house))) == 2)
     a = name(tmp_path, "a")
     killed = eventually(
@@ -150,10 +150,10 @@ def test_a_worker_that_slept_longer_than_its_lease_does_no_harm(
     house: House, start: Start, tmp_path: Path, watchful: bool
 ) -> None:
     [run] = request(house, 1)
-    sleeper = start("a", "brisk", 1.0, watchful=watchful)
+    sleeper = start("a", "brisk", 3.0, watchful=watchful)
     eventually(lambda: EPOCH in kinds(house, run))
     sleeper.send_signal(signal.SIGSTOP)
-    heir = start("b", "slow", 1.0)
+    heir = start("b", "slow", 3.0)
     made = f"{run.rpartition('/')[2]}/training/adapter/adapter_model.safetensors"
     eventually((tmp_path / "a" / made).exists)  # its child did not sleep, and has something to report
     eventually(lambda: len(workers(house, run)) == 2)

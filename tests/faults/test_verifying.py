@@ -53,7 +53,7 @@ def cores(request: pytest.FixtureRequest) -> Iterator[AllCores]:
 def _start(cores: AllCores) -> None:
     cores.start()
     for helper in cores.helpers:
-        select.select([helper], [], [])
+        assert select.select([helper], [], [], 30)[0], "it starts"
         assert helper.ready
 
 
@@ -157,6 +157,6 @@ def test_pieces_of_the_largest_entries_go_through(cores: AllCores, tmp_path: Pat
     for pid in _pids(cores):
         os.kill(pid, signal.SIGCONT)
     for helper in cores.helpers:
-        select.select([helper], [], [])
+        assert select.select([helper], [], [], 30)[0]
         assert helper.answer() == [True] * PIECE
     assert cores(several) == [True] * WORTH_SHARING

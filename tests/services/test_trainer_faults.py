@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -152,3 +152,16 @@ def test_a_base_that_changes_under_the_run_is_not_trained_under_its_old_name(
     card.write_bytes(original)
     assert run.state == FAILED
     assert "the base model's folder changed while the run was under way" in run.reason
+
+
+def test_a_ledger_that_starts_anew_is_waited_for(house: House) -> None:
+    """A channel that has met a closed port does not try it again at once."""
+    sha256 = register(house, "patient")
+    house.stop("ledger")
+    with ThreadPoolExecutor() as threads:
+        listing = threads.submit(call, house.trainer.ListTrainingRuns, trainer_pb2.ListTrainingRunsRequest())
+        again = threads.submit(register, house, "patient")
+        assert not wait([listing, again], 0.5).done, "they wait"
+        house.start("ledger")
+        assert listing.result() is not None
+        assert again.result() == sha256

@@ -8,7 +8,7 @@ and back, against a model that knows nothing but what it was told.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.databases import StoreFactory
 from tests.groups import World, group, indexes, write
 
 STREAMS = ("mail/1", "mail/1", "mail/2", "other/1")
@@ -276,13 +275,6 @@ class Consumers(RuleBasedStateMachine):
     def _settle(self, positions: set[int]) -> None:
         for position in positions:
             self.holder.pop(position, None)
-
-
-@pytest.fixture
-def world(store_factory: StoreFactory) -> Iterator[World]:
-    world = World(store_factory, store_factory())
-    yield world
-    world.close()
 
 
 @pytest.mark.slow  # some hundred small transactions for each of the stories that hypothesis makes up

@@ -15,11 +15,16 @@ from typing import Any
 
 import pytest
 
+from tests.audit import verify_whole_log
+from tests.databases import StoreFactory, sqlite_stores
 from tests.house import House
 from tests.log_story import Story
+from tests.logs import Log
 from tests.quantizer_jobs import digest
 from tests.registry_calls import serving
 from tests.target import Target, attacked
+
+__all__ = ["sqlite_stores"]
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +94,14 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """Services to send anything to."""
     with attacked(tmp_path_factory.mktemp("target")) as target:
         yield target
+
+
+@pytest.fixture
+def log(sqlite_stores: StoreFactory) -> Iterator[Log]:
+    """A log that is verified as a whole when the test is over."""
+    log = Log(sqlite_stores())
+    yield log
+    verify_whole_log(log.store)
 
 
 @pytest.fixture

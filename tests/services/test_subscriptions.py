@@ -29,7 +29,7 @@ from ledger.kit.live import LOOK_AGAIN
 from ledger.kit.serve import Address, GrpcServer, Servicer
 from ledger.service import LedgerServicer
 from ledger.subscriptions import Subscriptions
-from tests.databases import StoreFactory, sqlite_stores  # noqa: F401 - a fixture
+from tests.databases import StoreFactory
 from tests.groups import write
 from tests.logs import in_process
 
@@ -81,7 +81,7 @@ class Ledger:
 
 
 @pytest.fixture
-def ledger(sqlite_stores: StoreFactory) -> Iterator[Ledger]:  # noqa: F811
+def ledger(sqlite_stores: StoreFactory) -> Iterator[Ledger]:
     ledger = Ledger(sqlite_stores)
     yield ledger
     ledger.close()

@@ -27,7 +27,7 @@ from ledger.service import LedgerServicer
 from ledger.store import Store
 from ledger.watching import Wanted, Watchers, WatchLimits
 from ledger.writing import Row
-from tests.databases import StoreFactory, sqlite_stores  # noqa: F401 - a fixture
+from tests.databases import StoreFactory
 from tests.logs import in_process
 
 STREAMS = ("models/a/x", "models/b/y", "training-runs/1", "training-runs/2")
@@ -36,7 +36,7 @@ LARGE = 60_000  # bytes of an entry
 
 
 @pytest.fixture
-def store(sqlite_stores: StoreFactory) -> Store:  # noqa: F811
+def store(sqlite_stores: StoreFactory) -> Store:
     return sqlite_stores()
 
 

@@ -204,6 +204,7 @@ def test_a_command_that_cannot_even_be_refused_is_parked_with_the_reason(
     job = Speechless([KeyError("secret")] * 9)
     running = work.Worker(job, house.part("trainer")._training, tmp_path)
     running.start()
+    eventually(lambda: job.reasons)  # the group is there by then
     eventually(lambda: group(house, job.group).parked)
     running.stop()
     assert len(job.reasons) == 3

@@ -198,6 +198,11 @@ class Store:
         with driver_errors(), self._reader.connect() as connection:
             return len(connection.execute(query.limit(RARE)).all()) < RARE
 
+    def page(self, start: int, stop: int) -> list[StoredRow]:
+        """The events start..stop-1; a third of the time that `select` takes for them."""
+        with driver_errors(), self._reader.connect() as connection:
+            return list(map(StoredRow._make, Driver(connection).rows(_PAGE, start, stop)))
+
     def introduction(self, sha256: str, name: str) -> int | None:
         """Position of the event that introduced these bytes under this name."""
         column = tables.introductions.c
@@ -309,6 +314,10 @@ class Store:
 
 
 _NEWEST_CHECKPOINT = select(tables.checkpoints).order_by(tables.checkpoints.c.size.desc()).limit(1)
+_PAGE = Statement(
+    "SELECT position, id, stream, version, kind, payload_sha256, entry FROM events "
+    "WHERE position >= ? AND position < ? ORDER BY position"
+)
 _FULL_TILE = Statement("SELECT hashes FROM tiles WHERE level = ? AND tile = ?")
 _NEWEST_NOTE = Statement("SELECT note FROM checkpoints ORDER BY size DESC LIMIT 1")
 EVENT_COLUMNS = select(

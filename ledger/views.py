@@ -164,35 +164,35 @@ class ViewRunner:
     def _fold_batch(self) -> None:
         stop = min(self.position + BATCH, self._store.head.size)
         events = []
-        for row in self._store.select(start=self.position, stop=stop, limit=None):
-            with self._taking_in(row):
+        for row in self._store.page(self.position, stop):
+            try:
                 events.append((row, read_event(row)))
+            except Exception as error:
+                raise self._not_taken_in(row) from error
         with self._store.view(self.name, write=True) as rows:
             if rows.next_position != self.position:
                 raise ViewMoved(f"view {self.name!r} is at {rows.next_position}, not at {self.position}")
             rows.fetch(key for _, event in events for key in self._keys(event))
             for row, event in events:
-                with self._taking_in(row):
+                try:
                     self._fold(event, row.position, rows)
+                except DBAPIError:
+                    raise
+                except Exception as error:
+                    raise self._not_taken_in(row) from error
             rows.advance(stop)
         with self._changed:
             self.position = stop
             self._hindrance = ""
             self._changed.notify_all()
 
-    @contextmanager
-    def _taking_in(self, row: StoredRow) -> Iterator[None]:
+    def _not_taken_in(self, row: StoredRow) -> Damaged:
         """Whatever goes wrong with one event names it, and says what to do."""
-        try:
-            yield
-        except DBAPIError:
-            raise
-        except Exception as error:
-            raise Damaged(
-                f"the view {self.name!r} cannot take in event {row.position} ({row.kind} of {row.stream}) and answers "
-                "nothing until it can: update this ledger if it is older than the event's writer; whether the event is "
-                "damaged says modelledger log verify"
-            ) from error
+        return Damaged(
+            f"the view {self.name!r} cannot take in event {row.position} ({row.kind} of {row.stream}) and answers "
+            "nothing until it can: update this ledger if it is older than the event's writer; whether the event is "
+            "damaged says modelledger log verify"
+        )
 
     def _read_position(self) -> int:
         with self._store.view(self.name) as rows:

@@ -24,6 +24,7 @@ from ledger.envelope import (
     parse,
     payload_digest,
     sign,
+    stored_payload,
     verify,
 )
 from ledger.errors import EventTooLarge, InvalidInput, InvalidSignature, MalformedEvent
@@ -256,3 +257,17 @@ def test_the_spelling_of_our_writer_is_read_as_any_other(data: st.DataObject) ->
             return error.message.partition(" at character ")[0].partition(" at byte ")[0]
 
     assert read(bytes(entry)) == read(spaced)
+
+
+@given(st.binary(max_size=200), st.booleans(), st.booleans(), st.booleans())
+def test_the_payload_of_an_accepted_entry_is_recalled_however_it_is_spelled(
+    payload: bytes, url_safe: bool, escaped: bool, payload_first: bool
+) -> None:
+    encode = base64.urlsafe_b64encode if url_safe else base64.b64encode
+    text = encode(payload).decode()
+    if escaped and text:
+        text = f"\\u{ord(text[0]):04x}{text[1:]}"
+    signatures = '"signatures":[{"keyid":"a","sig":"AAAA"}]'
+    fields = [f'"payload":"{text}"', f'"payloadType":"{PAYLOAD_TYPE}"', signatures]
+    entry = f"{{{','.join(fields if payload_first else fields[::-1])}}}".encode()
+    assert stored_payload(entry) == parse(entry).payload == payload

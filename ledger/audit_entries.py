@@ -11,7 +11,6 @@ import gc
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from ledger import envelope as dsse
@@ -126,7 +125,7 @@ def _signatures(envelope: dsse.Envelope | str, keys: Keys) -> Signatures:
             keyid, public_key = signature.keyid, keys.get(signature.keyid)
             if public_key is None:
                 untried.append(keyid)
-            elif dsse.is_signed(_public_key(public_key), signature.sig, message):
+            elif dsse.is_signed(dsse.load_public_key(public_key), signature.sig, message):
                 verified.append(keyid)
             else:
                 failed.append((keyid, _verify(envelope, keyid, public_key)))  # which says what is wrong
@@ -173,7 +172,7 @@ def _asked(event: Event) -> Event:
 
 def _verify(envelope: dsse.Envelope, keyid: str, public_key: bytes) -> str:
     try:
-        dsse.verify(envelope, keyid, _public_key(public_key))
+        dsse.verify(envelope, keyid, dsse.load_public_key(public_key))
     except ModelLedgerError as error:
         return error.message
     return ""
@@ -186,8 +185,3 @@ def _open(note: bytes, verifiers: Sequence[Verifier]) -> tuple[int, bytes, str]:
     except NoteError as error:
         return 0, b"", str(error)
     return checkpoint.size, checkpoint.root, ""
-
-
-@lru_cache(1_000)
-def _public_key(der: bytes) -> dsse.PublicKey:
-    return dsse.load_public_key(der)

@@ -25,6 +25,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -106,6 +107,7 @@ def key_id(public_key: PublicKey) -> str:
     return sha256(public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
+@lru_cache(1_000)
 def load_public_key(der: bytes) -> PublicKey:
     """ECDSA P-256 or Ed25519 from DER SubjectPublicKeyInfo. Raises InvalidInput for anything else."""
     if len(der) > MAX_KEY_DER:

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 from ledger import envelope
 from ledger.kit.companion import answer_questions, frame, frames
@@ -40,7 +39,7 @@ log = logging.getLogger("modelledger.verifying")
 
 def verify_here(checks: Sequence[Check]) -> list[bool]:
     """Whether each signature was made by its key over its message."""
-    return [envelope.is_signed(_public_key(der), signature, message) for der, signature, message in checks]
+    return [envelope.is_signed(envelope.load_public_key(der), signature, message) for der, signature, message in checks]
 
 
 class AllCores:
@@ -90,7 +89,8 @@ class AllCores:
             for helper in answered if answered or not timeout else list(given):
                 start = given.pop(helper)
                 found = helper.answer() if helper in answered else None
-                if found is None:
+                # A verdict too few would make every later one somebody else's.
+                if found is None or len(found) != len(checks[start : start + PIECE]):
                     log.error("a process that verifies signatures is lost; its piece is verified here")
                     self.helpers.remove(helper)
                     helper.close()
@@ -152,11 +152,6 @@ class Helper:
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
-
-
-@lru_cache(1_000)
-def _public_key(der: bytes) -> envelope.PublicKey:
-    return envelope.load_public_key(der)
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ class _ByName:
     """A server as generated code knows it, whose methods are found by name only.
 
     Generated code also registers each method; grpc.aio (1.85) then waits for all of them anew at every call, which
-    with our forty methods costs as much as the call.
+    with our forty methods was a fifth of the event loop's time under load.
     """
 
     def __init__(self, server: grpc.aio.Server) -> None:

@@ -17,7 +17,7 @@ import pytest
 from ledger import verifying
 from ledger.envelope import MAX_ENTRY, pae
 from ledger.kit.keys import actor_signer
-from ledger.verifying import MAX_PIECE, PIECE, WORTH_SHARING, AllCores, Check, verify_here
+from ledger.verifying import MAX_PIECE, PIECE, WORTH_SHARING, AllCores, Check, Helper, verify_here
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,15 @@ def test_a_helper_that_does_not_answer_loses_nothing(
     for pid in stopped:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def test_a_helper_that_answers_too_little_is_not_believed(
+    cores: AllCores, checks: Sequence[Check], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Helper.answer
+    monkeypatch.setattr(Helper, "answer", lambda self: (answer(self) or [])[1:])
+    assert cores(checks) == verify_here(checks)
+    assert not cores.helpers
 
 
 def test_lost_helpers_are_replaced_after_a_rest(

@@ -9,18 +9,19 @@ no other. This is all computation and one database; who calls it, and from where
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ledger import rules
 from ledger.actor_keys import ActorKeys
 from ledger.database import driver_errors
 from ledger.errors import BY_REASON, EventIdReused
 from ledger.merkle import inclusion_proofs
-from ledger.reading import Read, read_requests
+from ledger.reading import Keys, Read, Reading, begin_reading
 from ledger.rules import Known
 from ledger.store import Store
-from ledger.verifying import Verify, verify_here
+from ledger.verifying import Verify, verify_alone
 from ledger.writing import row_of
 
 Request = Sequence[bytes]
@@ -36,10 +37,14 @@ class Appended:
     checkpoint: bytes
 
 
+Commit = Callable[[], list[Appended | Exception]]
+"""Commits a batch that was begun, once: one answer or error for each request."""
+
+
 class Committer:
     """Decides and writes, for one store. Not for two threads at once."""
 
-    def __init__(self, store: Store, verify: Verify = verify_here) -> None:
+    def __init__(self, store: Store, verify: Verify = verify_alone) -> None:
         self.store = store
         self._verify = verify
         self._keys = ActorKeys(store)
@@ -52,14 +57,26 @@ class Committer:
         return result
 
     def commit(self, requests: Sequence[Request]) -> list[Appended | Exception]:
-        read = read_requests(requests, self._keys.known, self._verify)
+        """One answer or error for each request, after one durable commit."""
+        return self.begin(requests)()
+
+    def begin(self, requests: Sequence[Request]) -> Commit:
+        """What commits them. Their signatures are verified from now on, on the other cores: another batch may be
+        committed meanwhile."""
+        keys = self._keys.known
+        return partial(self._commit, requests, keys, begin_reading(requests, keys, self._verify))
+
+    def _commit(self, requests: Sequence[Request], keys: Keys, reading: Reading) -> list[Appended | Exception]:
+        read = reading()
+        if keys != self._keys.known:  # the batch before changed them
+            read = begin_reading(requests, self._keys.known, self._verify)()
         accepted: list[Read] = []
         indexes: list[tuple[int, ...] | Exception] = []
         with driver_errors(), self.store.writing() as writing:
             if writing.size != self._keys.size:
                 # Another process wrote, or a commit of ours went through unacknowledged.
                 self._keys.catch_up(writing.size)
-                read = read_requests(requests, self._keys.known, self._verify)
+                read = begin_reading(requests, self._keys.known, self._verify)()
             events = [item.candidate.event for items in read if isinstance(items, list) for item in items]
             known = writing.known(
                 digests=(a.sha256 for event in events for a in (*event.materials, *event.subjects)),

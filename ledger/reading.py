@@ -6,8 +6,9 @@ touches the database.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from ledger import envelope as dsse
@@ -16,7 +17,7 @@ from ledger.errors import ModelLedgerError, Violation
 from ledger.rules import ActorKey, Candidate
 from ledger.statement import Event
 from ledger.store import StoredRow
-from ledger.verifying import Check, Verify, verify_here
+from ledger.verifying import Check, Verdicts, Verify, verify_alone
 
 Keys = Mapping[str, ActorKey]
 
@@ -40,13 +41,19 @@ class _Opened(NamedTuple):
 
 
 ReadRequest = list[Read] | Exception
+Reading = Callable[[], list[ReadRequest]]
+"""Every request's events, or what is wrong with the first one that cannot be read."""
 
 
-def read_requests(requests: Sequence[Sequence[bytes]], keys: Keys, verify: Verify = verify_here) -> list[ReadRequest]:
-    """Every request's events, or what is wrong with the first one that cannot be read."""
+def begin_reading(requests: Sequence[Sequence[bytes]], keys: Keys, verify: Verify = verify_alone) -> Reading:
+    """Read everything but the signatures, which are begun with; what it gives waits for their verdicts."""
     opened = [_open_request(envelopes, keys) for envelopes in requests]
     readable = [item for items in opened if isinstance(items, list) for item in items]
-    verdicts = iter(verify([check for item in readable for check in item.checks]))
+    return partial(_finish, opened, verify([check for item in readable for check in item.checks]))
+
+
+def _finish(opened: Sequence[list[_Opened] | Exception], found: Verdicts) -> list[ReadRequest]:
+    verdicts = iter(found())
     return [[_read(item, verdicts) for item in items] if isinstance(items, list) else items for items in opened]
 
 

@@ -1,10 +1,10 @@
 """Concurrent appends share one transaction.
 
-    append(envelopes) ──► queue ──► one batch at a time to the writer process ──► answers
+    append(envelopes) ──► queue ──► batches, in order, to the writer process ──► answers
 
-While one batch is being written, the next one gathers. An answer is given only after the commit, and a commit is
-never given up because a caller went away. When too much is queued, a caller is told when to come again, or waits for
-room (ledger/append_streams.py).
+While one batch is being written, the next one gathers, and the writer begins with it when it is worth it. An answer
+is given only after the commit, and a commit is never given up because a caller went away. When too much is queued, a
+caller is told when to come again, or waits for room (ledger/append_streams.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from ledger.envelope import check_size
 from ledger.errors import EventTooLarge, InvalidInput, Overloaded
 
 MAX_REQUEST = 1_000  # events in one request
-MAX_BATCH = 1_000  # events in one transaction, unless a single request has more
+MAX_BATCH = 256  # events in one transaction, unless a single request has more; more would make none cheaper
+UNDER_WAY = 3  # batches: one that is written, one that the writer has begun with, and one that is on its way there
+WORTH_BEGINNING = 64  # events; fewer wait until the writer has nothing to do, and more of them come together
 MAX_QUEUED = 10_000  # events waiting
 FIRST_RATE = 1_000.0  # events a second that are expected of the writer before it has written any
 KEPT = 0.8  # of what was measured before, with each batch: about the last ten count
@@ -59,7 +61,8 @@ class Sequencer:
         self._written = asyncio.Event()  # that a batch was, since somebody began to wait for it
         self._written_at = 0.0  # time.monotonic()
         self._measured = FIRST_RATE, 1.0  # events, and the seconds in which they were written
-        self._running: asyncio.Task[None] | None = None
+        self._gathered = 0  # of them, in no batch yet
+        self._writing: set[asyncio.Task[None]] = set()
 
     async def append(self, envelopes: Sequence[bytes]) -> Appended:
         """Append all or none. Raises the error of the first broken rule, with every violation on it."""
@@ -85,20 +88,23 @@ class Sequencer:
             return request.refuse(self._overloaded())
         self._queue.append(request)
         self._queued_events += len(envelopes)
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._drain())
+        self._gathered += len(envelopes)
+        self._go_on()
         # A caller that goes away cancels its answer, not the commit that may be under way.
         return request.answer
 
     async def close(self) -> None:
         """Write what is queued, then stop the writer."""
-        if self._running is not None:
-            await self._running
+        while self._writing:
+            await asyncio.wait(self._writing)
         await self._writer.close()
 
-    async def _drain(self) -> None:
-        while self._queue:
-            await self._write(self._next_batch())
+    def _go_on(self) -> None:
+        """Give the writer what has gathered when it has nothing to do, or something it may begin with meanwhile."""
+        while self._queue and len(self._writing) < (UNDER_WAY if self._gathered >= WORTH_BEGINNING else 1):
+            task = asyncio.create_task(self._write(self._next_batch()))
+            self._writing.add(task)
+            task.add_done_callback(self._written_one)
 
     def _next_batch(self) -> list[_Request]:
         batch: list[_Request] = []
@@ -106,6 +112,7 @@ class Sequencer:
         while self._queue and (not batch or events + len(self._queue[0].envelopes) <= MAX_BATCH):
             batch.append(self._queue.popleft())
             events += len(batch[-1].envelopes)
+        self._gathered -= events
         return batch
 
     async def _write(self, batch: Sequence[_Request]) -> None:
@@ -124,7 +131,11 @@ class Sequencer:
                 request.refuse(result)
             else:
                 request.answer.set_result(result)
+
+    def _written_one(self, task: asyncio.Task[None]) -> None:
+        self._writing.remove(task)
         self._written.set()
+        self._go_on()
 
     def _overloaded(self) -> Overloaded:
         events, seconds = self._measured

@@ -1,11 +1,13 @@
 """Signatures of many events, verified on all cores.
 
     verify = AllCores()          # in the process that needs the verdicts, used by one thread
-    verify(checks)               # one verdict for each, as verify_here(checks)
+    verdicts = verify(checks)    # begins with them
+    verdicts()                   # one for each, as verify_here(checks)
 
 The cryptography package holds the interpreter's lock while it verifies, so threads gain nothing: the other cores are
-helper processes, each of which gets a piece whenever it has done one; this process does pieces meanwhile. A helper
-that dies or does not answer is done without and loses nothing: its piece is verified here.
+helper processes. They get their share at once, so that this process may do something else meanwhile, and more whenever
+they have done some; this process does the rest while it waits. A helper that dies or does not answer is done without
+and loses nothing: its pieces are verified here.
 """
 
 from __future__ import annotations
@@ -18,18 +20,25 @@ import select
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from ledger import envelope
-from ledger.kit.companion import answer_questions, frame, frames
+from ledger.kit.companion import Frames, answer_questions, frame
 
 Check = tuple[bytes, bytes, bytes]
 """A public key (DER SubjectPublicKeyInfo) that the log holds, a signature, and the message it should be of."""
-Verify = Callable[[Sequence[Check]], list[bool]]
+Verdicts = Callable[[], list[bool]]
+"""Waits for the verdicts; to be called once."""
+Verify = Callable[[Sequence[Check]], Verdicts]
 
 WORTH_SHARING = 64  # checks; fewer are done before a helper has woken up
 PIECE = 16  # checks
-MAX_PIECE = 1 << 20  # bytes, more than PIECE of the largest entries have
+MAX_UNANSWERED = 1 << 20  # bytes that one helper is asked, more than PIECE of the largest entries have
+PAGE = 4_096  # bytes; what is written to a pipe takes whole ones, pipe(7)
+BUSY = 2  # pieces that a helper has when it never waits for the next one
 PATIENCE = 5.0  # seconds for one piece, which takes a thousandth of that
 MOST_HELPERS = 8  # they verify ten times what one process can write
 REST = 60.0  # seconds until another helper is started in the place of a lost one
@@ -42,6 +51,20 @@ def verify_here(checks: Sequence[Check]) -> list[bool]:
     return [envelope.is_signed(envelope.load_public_key(der), signature, message) for der, signature, message in checks]
 
 
+def verify_alone(checks: Sequence[Check]) -> Verdicts:
+    """Without helpers."""
+    return partial(verify_here, checks)
+
+
+@dataclass(eq=False)
+class _Piece:
+    """Some of a batch's checks, the batch's pieces that nobody has begun with, and the verdicts when they are there."""
+
+    checks: Sequence[Check]
+    left: list[_Piece]
+    verdicts: list[bool] | None = None
+
+
 class AllCores:
     """Verifies with `helpers` other processes, which are started when they are first worth it."""
 
@@ -50,11 +73,19 @@ class AllCores:
         self.helpers: list[Helper] = []
         self._started_at = -REST  # on the monotonic clock
 
-    def __call__(self, checks: Sequence[Check]) -> list[bool]:
+    def __call__(self, checks: Sequence[Check]) -> Verdicts:
         if len(checks) < WORTH_SHARING or not self._wanted:
-            return verify_here(checks)
+            return verify_alone(checks)
         self.start()
-        return self._share(checks)
+        left: list[_Piece] = []
+        pieces = [_Piece(checks[start : start + PIECE], left) for start in range(0, len(checks), PIECE)]
+        left.extend(reversed(pieces))
+        # This process has a share of its own, unless another batch is to be finished first.
+        ahead = any(helper.asked for helper in self.helpers)
+        share = -(-len(pieces) // max(1, len(self.helpers) + (not ahead)))
+        for helper in self.helpers:
+            self._give(helper, left, share)
+        return partial(self._finish, pieces, left)
 
     def start(self) -> None:
         """Start the helpers that there are not, unless some were started a moment ago."""
@@ -72,46 +103,38 @@ class AllCores:
             helper.close()
         self.helpers = []
 
-    def _share(self, checks: Sequence[Check]) -> list[bool]:
-        starts = list(range(0, len(checks), PIECE))
-        verdicts: dict[int, list[bool]] = {}
-        given: dict[Helper, int] = {}
+    def _give(self, helper: Helper, left: list[_Piece], pieces: int) -> None:
+        while left and pieces > 0 and helper.ready and helper.ask(left[-1]):
+            left.pop()
+            pieces -= 1
 
-        def give(helper: Helper) -> None:
-            if starts and helper.ready:
-                start = starts.pop()
-                given[helper] = start
-                helper.ask(checks[start : start + PIECE])
+    def _finish(self, pieces: Sequence[_Piece], left: list[_Piece]) -> list[bool]:
+        while left or any(piece.verdicts is None for piece in pieces):
+            if left:
+                piece = left.pop()
+                piece.verdicts = verify_here(piece.checks)
+            self._take(0 if left else PATIENCE)
+            for helper in self.helpers:
+                self._give(helper, left, BUSY - len(helper.asked))
+        return [verdict for piece in pieces for verdict in piece.verdicts or ()]
 
-        def take(timeout: float) -> None:
-            """What helpers have answered, or what they were given back."""
-            answered = select.select(list(given), [], [], timeout)[0]
-            for helper in answered if answered or not timeout else list(given):
-                start = given.pop(helper)
-                found = helper.answer() if helper in answered else None
-                # A verdict too few would make every later one somebody else's.
-                if found is None or len(found) != len(checks[start : start + PIECE]):
-                    log.error("a process that verifies signatures is lost; its piece is verified here")
-                    self.helpers.remove(helper)
-                    helper.close()
-                    starts.append(start)
-                else:
-                    verdicts[start] = found
-                    give(helper)
-
-        for helper in list(self.helpers):
-            give(helper)
-        while starts or given:
-            if starts:
-                start = starts.pop()
-                verdicts[start] = verify_here(checks[start : start + PIECE])
-            if given:
-                take(0 if starts else PATIENCE)
-        return [verdict for start in sorted(verdicts) for verdict in verdicts[start]]
+    def _take(self, timeout: float) -> None:
+        """What helpers have answered, or what they were given back."""
+        asked = [helper for helper in self.helpers if helper.asked]
+        if not asked:
+            return
+        answered = select.select(asked, [], [], timeout)[0]
+        for helper in answered if answered or not timeout else asked:
+            if not (helper in answered and helper.answered()):
+                log.error("a process that verifies signatures is lost; its pieces are verified here")
+                self.helpers.remove(helper)
+                helper.close()
+                for piece in helper.asked:
+                    piece.left.append(piece)
 
 
 class Helper:
-    """One helper process, which has at most one piece."""
+    """One helper process. `asked`: the pieces it has not answered yet, in the order in which it will."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -121,30 +144,46 @@ class Helper:
             bufsize=0,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
+        self.asked: deque[_Piece] = deque()
+        self._bytes: deque[int] = deque()
         self._started = False
+        self._answers = Frames(self.fileno())
         try:  # so that asking never waits, whatever the helper does
-            fcntl.fcntl(self.process.stdin, fcntl.F_SETPIPE_SZ, MAX_PIECE)  # type: ignore[arg-type]  # made with a pipe
+            fcntl.fcntl(self.process.stdin, fcntl.F_SETPIPE_SZ, MAX_UNANSWERED)  # type: ignore[arg-type]  # a pipe
         except OSError:  # one user's pipes have a limit, pipe(7)
             self.close()
             raise
-        self.ask(None)
+        self._write(frame(None))
 
     @property
     def ready(self) -> bool:
         """Whether it has started; it says so by answering its first question."""
         if not self._started and select.select([self], [], [], 0)[0]:
-            self.answer()
+            self._answers.take(wait=True)
             self._started = True
         return self._started
 
-    def ask(self, question: Sequence[Check] | None) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the answer will not come, either
-            self.process.stdin.write(frame(question))  # type: ignore[union-attr]  # it was made with a pipe
+    def ask(self, piece: _Piece) -> bool:
+        """False, and nothing is asked, when so much is not answered yet that this would wait."""
+        data = frame(piece.checks)
+        size = -(-len(data) // PAGE) * PAGE
+        if sum(self._bytes) + size > MAX_UNANSWERED:
+            return False
+        self.asked.append(piece)
+        self._bytes.append(size)
+        self._write(data)
+        return True
 
-    def answer(self) -> list[bool] | None:
-        """Its answer, to be asked for when there is something to read; None when it has none."""
-        found = next(frames(self.process.stdout), None)  # type: ignore[arg-type]  # it was made with a pipe
-        return found if isinstance(found, list) else None
+    def answered(self) -> bool:
+        """Take what it has answered; False when it is not to be believed, or has ended."""
+        found = self._answers.take(wait=True)
+        for verdicts in found:
+            # A verdict too few would make every later one somebody else's.
+            if not isinstance(verdicts, list) or not self.asked or len(verdicts) != len(self.asked[0].checks):
+                return False
+            self.asked.popleft().verdicts = verdicts
+            self._bytes.popleft()
+        return bool(found)
 
     def fileno(self) -> int:
         return self.process.stdout.fileno()  # type: ignore[union-attr]  # it was made with a pipe
@@ -153,6 +192,10 @@ class Helper:
         self.process.kill()
         self.process.communicate()
 
+    def _write(self, data: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the answer will not come, either
+            self.process.stdin.write(data)  # type: ignore[union-attr]  # it was made with a pipe
+
 
 if __name__ == "__main__":
-    answer_questions(lambda settings: verify_here)
+    answer_questions(lambda settings: verify_alone)

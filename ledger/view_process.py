@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from ledger.kit.companion import Companion, answer_questions
 from ledger.registry_view import REGISTRY_VIEW, fold_registry, keys_read
 from ledger.views import ViewRunner
@@ -35,8 +38,8 @@ class _Following:
         self._runner = ViewRunner(settings.open(), REGISTRY_VIEW, fold_registry, keys_read)
         self._runner.start()
 
-    def __call__(self, position: int) -> None:
-        self._runner.wait_for(position)
+    def __call__(self, position: int) -> Callable[[], None]:
+        return partial(self._runner.wait_for, position)
 
 
 if __name__ == "__main__":

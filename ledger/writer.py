@@ -9,11 +9,12 @@ retry (an event's id makes that safe), and the next batch starts another, which 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from ledger.committer import Appended, Committer, Request
+from ledger.committer import Appended, Commit, Committer, Request
 from ledger.kit.companion import Companion, answer_questions, portable
 from ledger.signers import log_signer
 from ledger.store import Store
@@ -58,14 +59,17 @@ class Writer:
 
 
 class _Committing:
-    """The process's end: what answers a batch."""
+    """The process's end. A batch's signatures are being verified while the batch before it is written."""
 
     def __init__(self, settings: LogSettings) -> None:
         self._committer = Committer(settings.open(), AllCores())
         self._told: Head | None = None
 
-    def __call__(self, requests: Sequence[Request]) -> tuple[Results, Head | None]:
-        results = [portable(r) if isinstance(r, Exception) else r for r in self._committer.commit(requests)]
+    def __call__(self, requests: Sequence[Request]) -> Callable[[], tuple[Results, Head | None]]:
+        return partial(self._write, self._committer.begin(requests))
+
+    def _write(self, commit: Commit) -> tuple[Results, Head | None]:
+        results = [portable(r) if isinstance(r, Exception) else r for r in commit()]
         head, told = self._committer.store.head, self._told
         self._told = head
         return results, head if head is not told else None

@@ -5,29 +5,38 @@
     answer = await companion.ask(question)
     await companion.close()
 
-and in the child, `answer_questions(open_it)`: `open_it(settings)` gives the function that answers. Frames go over the
-child's stdin and stdout: four bytes of length, then a pickle; answers come in the order of the questions. The child
-ends when its stdin does, and the kernel ends it with the parent. What a child that died was asked is Unreachable;
-the next question starts another.
+and in the child, `answer_questions(open_it)`: `open_it(settings)` gives the function that begins with a question.
+A question that is there before the one in front of it is answered is begun meanwhile. Frames go over the child's
+stdin and stdout: four bytes of length, then a pickle; answers come in the order of the questions. The child ends when
+its stdin does, and the kernel ends it with the parent. What a child that died was asked is Unreachable; the next
+question starts another.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import pickle
+import select
 import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from functools import partial
+from typing import Any
 
 from ledger.errors import ModelLedgerError, Unreachable
 from ledger.kit.child import die_with_parent
 
 log = logging.getLogger("modelledger.companion")
+
+PIPE = 1 << 20  # bytes
+
+Begin = Callable[[Any], Callable[[], Any]]
+"""Begins with a question; what it gives is called for the answer, in the order of the questions."""
 
 
 class Companion:
@@ -86,6 +95,9 @@ class _Process:
         self._module = module
         self._process = process
         self._questions, self._answers = process.stdin, process.stdout
+        with contextlib.suppress(OSError):  # one user's pipes have a limit, pipe(7): a smaller one is only slower
+            # A question waits whole in the pipe, whatever the child and this loop are doing.
+            fcntl.fcntl(process.stdin.transport.get_extra_info("pipe"), fcntl.F_SETPIPE_SZ, PIPE)
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self.ended = False
         self._listening = asyncio.create_task(self._listen())
@@ -126,27 +138,50 @@ class _Process:
         return Unreachable(f"the process {self._module} ended while it worked; retry in a moment")
 
 
-def answer_questions(open_it: Callable[[Any], Callable[[Any], Any]]) -> None:
-    """The child's main function."""
+def answer_questions(open_it: Callable[[Any], Begin]) -> None:
+    """The child's main function. A question that has come is begun before the one in front of it is answered."""
     die_with_parent(int(sys.argv[1]))
     for interruption in (signal.SIGINT, signal.SIGTERM):  # the parent says when it is over
         signal.signal(interruption, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints to stdout lands on stderr
-    respond: Callable[[Any], Any] | None = None
+    questions, child = Frames(sys.stdin.fileno()), _Child(open_it)
+    come: deque[Any] = deque()
+    begun: deque[Callable[[], Any]] = deque()
     with contextlib.suppress(BrokenPipeError):  # the parent is gone
-        for question in frames(sys.stdin.buffer):
-            answer = None
-            try:
-                if respond is None:
-                    respond = open_it(question)
-                else:
-                    answer = respond(question)
-            except Exception as error:
-                answer = portable(error)
-            answers.write(frame(answer))
+        while True:
+            come += questions.take(wait=not come and not begun)
+            while come and len(begun) < 2:
+                begun.append(child.begin(come.popleft()))
+            if not begun:
+                return
+            answers.write(frame(begun.popleft()()))
             answers.flush()
+
+
+class _Child:
+    """What the first question opens, and every other one asks."""
+
+    def __init__(self, open_it: Callable[[Any], Begin]) -> None:
+        self._open = open_it
+        self._begin: Begin | None = None
+
+    def begin(self, question: Any) -> Callable[[], Any]:
+        """What gives the answer, or the error as an answer."""
+        try:
+            if self._begin is not None:
+                return partial(self._finish, self._begin(question))
+            self._begin = self._open(question)
+        except Exception as error:
+            return partial(portable, error)
+        return lambda: None
+
+    def _finish(self, answer: Callable[[], Any]) -> Any:
+        try:
+            return answer()
+        except Exception as error:
+            return portable(error)
 
 
 def portable(error: Exception) -> Exception:
@@ -163,7 +198,25 @@ def frame(value: Any) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
-def frames(stream: IO[bytes]) -> Iterator[Any]:
-    """What comes over a pipe, to its end."""
-    while len(start := stream.read(4)) == 4:
-        yield pickle.loads(stream.read(int.from_bytes(start, "big")))  # noqa: S301  # a process of ours wrote it
+class Frames:
+    """What comes over a pipe."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._buffer = bytearray()
+
+    def take(self, *, wait: bool) -> list[Any]:
+        """Everything that is there; with `wait` one thing at least, or nothing at the pipe's end."""
+        found: list[Any] = []
+        while not found if wait else select.select([self._file], [], [], 0)[0]:
+            data = os.read(self._file, PIPE)
+            if not data:
+                break
+            self._buffer += data
+            found += self._complete()
+        return found
+
+    def _complete(self) -> Iterator[Any]:
+        while len(self._buffer) >= (end := 4 + int.from_bytes(self._buffer[:4], "big")) > 4:
+            yield pickle.loads(self._buffer[4:end])  # noqa: S301  # a process of ours wrote it
+            del self._buffer[:end]

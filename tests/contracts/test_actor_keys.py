@@ -85,6 +85,23 @@ def test_a_rotation_and_an_event_by_the_new_key_in_one_request_do_not_pass(log: 
     verify_whole_log(log.store)
 
 
+def test_a_batch_that_was_begun_before_a_key_changed_is_read_by_the_keys_of_its_turn(log: Log) -> None:
+    old, new = ACTORS["trainer"], ed25519_signer(70)
+    by_old, by_new = event_of(log.dataset("old")), event_of(log.dataset("new"))
+    begun = [
+        log.committer.begin(requests)
+        for requests in (
+            [[signed(rotation("trainer", old, new, 2))]],
+            [[signed(by_old, old)], [signed(by_new, new)]],
+            [[signed(by_old, new)]],
+        )
+    ]
+    (rotated,), (stale, fresh), (repeated,) = (commit() for commit in begun)
+    assert isinstance(stale, RevokedActor)
+    assert [answer.indexes[0] for answer in (rotated, fresh, repeated)] == [*range(log.store.head.size)][-3:]
+    verify_whole_log(log.store)
+
+
 def test_a_stolen_possession_and_a_revoked_key_are_refused(log: Log) -> None:
     old, new = ACTORS["trainer"], ed25519_signer(70)
     stolen = rotation("trainer", signer(5), new, 2)  # proven for the replacement of another key

@@ -16,8 +16,9 @@ import pytest
 
 from ledger import verifying
 from ledger.envelope import MAX_ENTRY, pae
+from ledger.kit.companion import Frames
 from ledger.kit.keys import actor_signer
-from ledger.verifying import MAX_PIECE, PIECE, WORTH_SHARING, AllCores, Check, Helper, verify_here
+from ledger.verifying import MAX_UNANSWERED, PIECE, WORTH_SHARING, AllCores, Check, verify_here
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def _pids(cores: AllCores) -> list[int]:
 def test_the_verdicts_are_those_of_one_process(cores: AllCores, checks: Sequence[Check], count: int) -> None:
     expected = verify_here(checks[:count])
     assert count < WORTH_SHARING or {True, False} == set(expected)
-    assert cores(checks[:count]) == expected
+    assert cores(checks[:count])() == expected
 
 
 def test_helpers_do_a_part(cores: AllCores, checks: Sequence[Check], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,19 +77,45 @@ def test_helpers_do_a_part(cores: AllCores, checks: Sequence[Check], monkeypatch
         return verify_here(some)
 
     monkeypatch.setattr(verifying, "verify_here", counted)
-    assert cores(checks) == verify_here(checks)
+    assert cores(checks)() == verify_here(checks)
     assert 0 < sum(here) < len(checks)
+
+
+def test_a_batch_is_begun_while_another_waits(
+    cores: AllCores, checks: Sequence[Check], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever begins with a second batch has something else to do before it: helpers get all of that one."""
+    first, second, expected = checks[: 10 * PIECE], checks[10 * PIECE : 20 * PIECE + 3], verify_here(checks)
+    here: list[Sequence[Check]] = []
+    monkeypatch.setattr(verifying, "verify_here", lambda some: here.append(some) or verify_here(some))
+    one, two = cores(first), cores(second)
+    assert one() == expected[: len(first)]
+    here.clear()
+    assert two() == expected[len(first) : len(first) + len(second)]
+    assert not here
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_helpers_that_are_killed_between_lose_none_of_several_batches(
+    cores: AllCores, checks: Sequence[Check], order: tuple[int, ...]
+) -> None:
+    batches = [checks[: 6 * PIECE], checks[3 * PIECE : 15 * PIECE], checks[20 * PIECE :]]
+    begun = [cores(batch) for batch in batches]
+    os.kill(_pids(cores)[0], signal.SIGKILL)
+    for number in order:
+        assert begun[number]() == verify_here(batches[number])
+    assert all(not helper.asked for helper in cores.helpers)
 
 
 def test_a_helper_that_is_killed_loses_nothing(cores: AllCores, checks: Sequence[Check]) -> None:
     expected = verify_here(checks)
     os.kill(_pids(cores)[0], signal.SIGKILL)
-    assert cores(checks) == expected
+    assert cores(checks)() == expected
     for pid in _pids(cores):
         os.kill(pid, signal.SIGKILL)
-    assert cores(checks) == expected
+    assert cores(checks)() == expected
     assert not cores.helpers, "the lost ones are let go"
-    assert cores(checks) == expected
+    assert cores(checks)() == expected
 
 
 def test_a_helper_that_does_not_answer_loses_nothing(
@@ -98,7 +125,7 @@ def test_a_helper_that_does_not_answer_loses_nothing(
     stopped = _pids(cores)
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
-    assert cores(checks) == verify_here(checks)
+    assert cores(checks)() == verify_here(checks)
     assert not cores.helpers
     for pid in stopped:
         with pytest.raises(ProcessLookupError):
@@ -108,9 +135,9 @@ def test_a_helper_that_does_not_answer_loses_nothing(
 def test_a_helper_that_answers_too_little_is_not_believed(
     cores: AllCores, checks: Sequence[Check], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = Helper.answer
-    monkeypatch.setattr(Helper, "answer", lambda self: (answer(self) or [])[1:])
-    assert cores(checks) == verify_here(checks)
+    take = Frames.take
+    monkeypatch.setattr(Frames, "take", lambda self, wait: [verdicts[1:] for verdicts in take(self, wait=wait)])
+    assert cores(checks)() == verify_here(checks)
     assert not cores.helpers
 
 
@@ -120,10 +147,10 @@ def test_lost_helpers_are_replaced_after_a_rest(
     lost = _pids(cores)
     for pid in lost:
         os.kill(pid, signal.SIGKILL)
-    cores(checks)
+    cores(checks)()
     monkeypatch.setattr(verifying, "REST", 0.0)
     _start(cores)
-    assert cores(checks) == verify_here(checks)
+    assert cores(checks)() == verify_here(checks)
     assert len(cores.helpers) == len(lost)
     assert not set(_pids(cores)) & set(lost)
 
@@ -150,7 +177,7 @@ def test_helpers_that_there_is_no_room_for_are_done_without(
     cores.start()
     assert len(cores.helpers) == 1
     assert len(os.listdir("/proc/self/fd")) == opened
-    assert cores(checks) == verify_here(checks)
+    assert cores(checks)() == verify_here(checks)
     cores.close()
 
 
@@ -158,14 +185,12 @@ def test_pieces_of_the_largest_entries_go_through(cores: AllCores, tmp_path: Pat
     signer = actor_signer(tmp_path / "key")
     largest = [pae("application/vnd.in-toto+json", bytes([n]) * (MAX_ENTRY * 3 // 4)) for n in range(WORTH_SHARING)]
     several = [(signer.public_key_der, signer.sign(message), message) for message in largest]
-    assert PIECE * len(largest[0]) < MAX_PIECE
+    assert PIECE * len(largest[0]) < MAX_UNANSWERED
     for pid in _pids(cores):
         os.kill(pid, signal.SIGSTOP)  # asking must not wait for it
-    for helper in cores.helpers:
-        helper.ask(several[:PIECE])
+    verdicts = cores(several), cores(several)
+    assert [len(helper.asked) for helper in cores.helpers] == [1] * len(cores.helpers), "a second one has no room"
     for pid in _pids(cores):
         os.kill(pid, signal.SIGCONT)
-    for helper in cores.helpers:
-        assert select.select([helper], [], [], 30)[0]
-        assert helper.answer() == [True] * PIECE
-    assert cores(several) == [True] * WORTH_SHARING
+    for each in verdicts:
+        assert each() == [True] * WORTH_SHARING

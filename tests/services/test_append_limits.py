@@ -16,7 +16,8 @@ from modelledger.ledger.v1 import ledger_pb2_grpc
 from ledger import append_streams, sequencer
 from ledger.errors import InvalidInput, Overloaded
 from ledger.kit.client import call, connect, from_rpc_error, from_status, patiently
-from ledger.sequencer import MAX_REQUEST
+from ledger.sequencer import MAX_REQUEST, UNDER_WAY, WORTH_BEGINNING
+from tests.audit import verify_whole_log
 from tests.gated import Served, answers, answers_in_thread, asked, reasons, run
 from tests.logs import Log
 
@@ -67,6 +68,35 @@ def test_what_is_too_large_for_the_log_takes_no_room(log: Log) -> None:
         assert set(reasons(found)) == {"EVENT_TOO_LARGE"}
         assert from_status(found[-1].refused).message.startswith("envelopes[1]: the envelope has 65536 bytes")
         assert served.most == 0
+
+    run(log, use)
+
+
+def test_many_events_go_to_the_writer_before_it_has_nothing_to_do(log: Log) -> None:
+    entries = log.datasets(1 + UNDER_WAY * WORTH_BEGINNING + 7)
+    size = log.store.head.size
+
+    async def use(served: Served, stub: Any) -> None:
+        answers = [served.sequencer.submit([entry]) for entry in entries]
+        await served.until(lambda: len(served.sequencer._writing) == UNDER_WAY)
+        served.gate.open.set()
+        indexes = [(await answer).indexes for answer in answers]
+        assert indexes == [(size + number,) for number in range(len(entries))]
+        assert served.gate.batches == [1, *[WORTH_BEGINNING] * (UNDER_WAY - 1), WORTH_BEGINNING + 7]
+
+    run(log, use)
+    verify_whole_log(log.store)
+
+
+def test_no_batch_is_larger_than_a_transaction_may_be(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequencer, "MAX_BATCH", 10)
+    entries = log.datasets(40)
+
+    async def use(served: Served, stub: Any) -> None:
+        answers = [served.sequencer.submit(entries[start : start + 4]) for start in range(0, 40, 4)]
+        served.gate.open.set()
+        await asyncio.gather(*answers)
+        assert served.gate.batches == [1, 2, 2, 2, 2, 1]
 
     run(log, use)
 

@@ -1,0 +1,59 @@
+"""A companion begins with the next question before it answers the one in front; each answer is its own question's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ledger.errors import InvalidInput, Unreachable
+from ledger.kit.companion import PIPE, Companion
+
+
+def _ask(folder: Path, *questions: str) -> list[Any]:
+    """The answers to questions that are all there before the first of them is begun."""
+    gate = folder / "gate"
+    os.mkfifo(gate)
+
+    async def ask() -> list[Any]:
+        companion = Companion("tests.services.beginning", str(gate))
+        await companion.start()
+        asked = [asyncio.create_task(companion.ask(question)) for question in questions]
+        await asyncio.sleep(0)  # they are written
+        await asyncio.to_thread(gate.write_bytes, b"")
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        await companion.close()
+        return answers
+
+    return asyncio.run(ask())
+
+
+def test_the_next_question_is_begun_and_no_further_one(tmp_path: Path) -> None:
+    answers = _ask(tmp_path, "a", "b", "c", "d")
+    order = ["begin a", "begin b", "finish a", "begin c", "finish b", "begin d", "finish c", "finish d"]
+    assert answers == [order[:3], order[:5], order[:7], order]
+
+
+def test_an_error_is_the_answer_to_its_own_question(tmp_path: Path) -> None:
+    first, at_once, second, at_last, third = _ask(tmp_path, "a", "wrong at once", "b", "wrong at last", "c")
+    assert isinstance(at_once, InvalidInput)
+    assert isinstance(at_last, InvalidInput)
+    assert (first[-1], second[-1], third[-1]) == ("finish a", "finish b", "finish c")
+    assert "finish wrong at once" not in third
+
+
+def test_questions_larger_than_its_pipe_go_through(tmp_path: Path) -> None:
+    large = [letter * (2 * PIPE) for letter in "abc"]
+    answers = _ask(tmp_path, *large)
+    assert [answer[-1] for answer in answers] == [f"finish {question}" for question in large]
+
+
+def test_what_a_companion_that_cannot_start_was_asked_is_said(tmp_path: Path) -> None:
+    async def start() -> None:
+        await Companion("tests.services.no_such_module", "").start()
+
+    with pytest.raises(Unreachable, match=r"tests\.services\.no_such_module"):
+        asyncio.run(start())

@@ -75,7 +75,7 @@ def load(rows: ViewRows, key: str) -> Document | None:
 
 
 def save(rows: ViewRows, key: str, document: Document) -> None:
-    rows.put(key, strict_json.canonical(document))
+    rows.put(key, strict_json.document(document))
 
 
 def everything(rows: ViewRows, prefix: str) -> Iterator[tuple[str, bytes]]:

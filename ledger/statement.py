@@ -6,7 +6,6 @@ https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -236,8 +235,8 @@ def _checked(value: Any) -> Event:
 
 
 def recall(payload: bytes) -> Event:
-    """The event in a statement that `decode` has accepted before; nothing is checked again."""
-    value = json.loads(payload.decode())
+    """The event in a statement that `decode` has accepted before; its form is not checked again."""
+    value = strict_json.loads(payload)
     predicate = value["predicate"]
     return _event(predicate["event"], _recalled(value["subject"]), predicate["data"], _recalled(predicate["materials"]))
 

@@ -4,14 +4,19 @@
 64 bits or a double, section 6; invalid UTF-8 and byte order marks, section 8.1; half a surrogate pair,
 section 8.2), because two readers that disagree about an event would disagree about what was signed.
 `canonical` writes sorted keys without spaces, so equal values have equal bytes and equal digests.
+
+orjson reads and writes most of it; where it could differ from what is said here, Python's own reader decides.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 from typing import Any, NoReturn
+
+import orjson
 
 MAX_DEPTH = 32
 MAX_INTEGER = 2**64
@@ -21,6 +26,17 @@ _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 def loads(data: bytes) -> Any:
     """Parse UTF-8 JSON bytes. Raises ValueError naming what is wrong."""
+    # What is written as we write it has one reading: nothing in it can be twice, or be read otherwise.
+    with contextlib.suppress(ValueError, TypeError):  # what is wrong with it is said below
+        if data.count(b"{") + data.count(b"[") <= MAX_DEPTH:
+            value = orjson.loads(data)
+            if orjson.dumps(value, option=orjson.OPT_SORT_KEYS) == data:
+                return value
+    return _read(data)
+
+
+def _read(data: bytes) -> Any:
+    """Any JSON, in four times the time."""
     try:
         text = data.decode("utf-8", errors="strict")
     except UnicodeDecodeError as error:
@@ -45,6 +61,15 @@ def loads(data: bytes) -> Any:
 def canonical(value: Any) -> bytes:
     """Sorted keys, no spaces, UTF-8. Raises ValueError for NaN and Infinity."""
     return _ENCODER.encode(value).encode()
+
+
+def document(value: Any) -> bytes:
+    """`canonical` in a quarter of the time, for what was read by `loads` and is only to be read again: numbers with an
+    exponent are spelled in another way."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # an integer below -2^63
+        return canonical(value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -104,6 +129,3 @@ def _depth(text: str) -> int:
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_bounded, parse_float=_finite
-)

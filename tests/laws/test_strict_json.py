@@ -34,6 +34,24 @@ def test_other_spellings_of_a_value_are_read_as_the_same(value: object) -> None:
     assert strict_json.canonical(strict_json.loads(spaced)) == strict_json.canonical(value)
 
 
+@given(values)
+def test_the_quick_reading_is_the_careful_one(value: object) -> None:
+    for data in (strict_json.canonical(value), strict_json.document(value), json.dumps(value).encode()):
+        assert repr(strict_json.loads(data)) == repr(strict_json._read(data))  # 1 is not 1.0, nor True
+
+
+@given(values)
+def test_a_document_is_read_back(value: object) -> None:
+    data = strict_json.document(value)
+    assert repr(strict_json.loads(data)) == repr(strict_json.loads(strict_json.canonical(value)))
+    assert strict_json.document(strict_json.loads(data)) == data
+
+
+@pytest.mark.parametrize("value", [-(2**63) - 1, -(2**64) + 1, 2**64 - 1, 1e16, 1e-7, -0.0, 5e-324])
+def test_numbers_at_the_limits_of_a_document(value: float) -> None:
+    assert repr(strict_json.loads(strict_json.document({"a": value}))) == repr({"a": value})
+
+
 @given(st.binary(max_size=40))
 def test_bytes_are_read_or_refused_with_a_value_error(data: bytes) -> None:
     try:

@@ -63,6 +63,43 @@ def writer_engine(url: str, *, synchronous: str = "FULL") -> Engine:
     )
 
 
+class WriteTransactions:
+    """Write transactions, one after another.
+
+    SQLite's are all on one connection, which is kept: a new one for each would be a twentieth of a lone append. For
+    PostgreSQL's the engine looks whether the server is still there.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = writer_engine(url)
+        self._keep = self._engine.dialect.name == "sqlite"
+        self._kept: Connection | None = None
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """The connection of a transaction that is committed at the end, or undone when something was raised."""
+        if not self._keep:
+            with self._engine.begin() as connection:
+                yield connection
+            return
+        self._kept = self._kept or self._engine.connect()
+        try:
+            with self._kept.begin():
+                yield self._kept
+        except BaseException:
+            self._forget()  # whatever is wrong with it
+            raise
+
+    def close(self) -> None:
+        self._forget()
+        self._engine.dispose()
+
+    def _forget(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.close()
+
+
 def reader_engine(url: str) -> Engine:
     """For read transactions, each on one snapshot, and as long as it takes."""
     return _sqlite(url, "BEGIN", "FULL") if _is_sqlite(url) else _postgresql(url, "REPEATABLE READ")

@@ -12,12 +12,11 @@ lone append costs. Connections, transactions and the meaning of errors stay SQLA
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, StatementError
 
 
 class Statement:
@@ -43,30 +42,30 @@ class Driver:
         """All rows of a query, as tuples."""
         if self._is_sqlite:
             values = tuple(json.dumps(value) if isinstance(value, list) else value for value in values)
-        with self._errors(statement):
-            self._cursor.execute(self._text(statement), values)
+        text = self._text(statement)
+        try:
+            self._cursor.execute(text, values)
             found: list[Any] = self._cursor.fetchall()
+        except self._dialect.loaded_dbapi.Error as error:
+            raise self._told(text, error) from error
         return found
 
     def write(self, statement: Statement, rows: Sequence[tuple[Any, ...]]) -> None:
         """Execute once for each row, if there is any."""
         if not rows:
             return
-        with self._errors(statement):
+        text = self._text(statement)
+        try:
             if len(rows) == 1:
-                self._cursor.execute(self._text(statement), rows[0])
+                self._cursor.execute(text, rows[0])
             else:
-                self._cursor.executemany(self._text(statement), rows)
+                self._cursor.executemany(text, rows)
+        except self._dialect.loaded_dbapi.Error as error:
+            raise self._told(text, error) from error
 
     def _text(self, statement: Statement) -> str:
         return statement.sqlite if self._is_sqlite else statement.postgresql
 
-    @contextmanager
-    def _errors(self, statement: Statement) -> Iterator[None]:
+    def _told(self, text: str, error: Exception) -> StatementError:
         dialect = self._dialect
-        try:
-            yield
-        except dialect.loaded_dbapi.Error as error:
-            raise DBAPIError.instance(
-                self._text(statement), None, error, dialect.loaded_dbapi.Error, dialect=dialect
-            ) from error
+        return DBAPIError.instance(text, None, error, dialect.loaded_dbapi.Error, dialect=dialect)

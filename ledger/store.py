@@ -29,7 +29,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ledger import tables
 from ledger.checkpoint import open_checkpoint
-from ledger.database import driver_errors, flush_again, reader_engine, writer_engine
+from ledger.database import WriteTransactions, driver_errors, flush_again, reader_engine, writer_engine
 from ledger.driver import Driver, Statement
 from ledger.edge import Edge, LogTiles
 from ledger.errors import Damaged, DamagedLog, NotFound, OtherLog
@@ -63,7 +63,7 @@ class Store:
     def __init__(self, url: str, signer: LogSigner, at: Callable[[str], None] = lambda point: None) -> None:
         self.signer = signer
         self._at = at
-        self._writer = writer_engine(url)
+        self._writer = WriteTransactions(url)
         self._reader = reader_engine(url)
         self._view_writer = writer_engine(url, synchronous="NORMAL")
         self._lock = threading.Lock()
@@ -232,7 +232,8 @@ class Store:
             return self._changed.wait_for(lambda: self.head.size > size, timeout)
 
     def close(self) -> None:
-        for engine in (self._writer, self._reader, self._view_writer):
+        self._writer.close()
+        for engine in (self._reader, self._view_writer):
             engine.dispose()
 
     # Views

@@ -15,6 +15,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Index,
+    Integer,
     LargeBinary,
     MetaData,
     SmallInteger,
@@ -36,11 +37,14 @@ metadata = MetaData()
 # Text is compared and sorted by its bytes on every database; only PostgreSQL has to be told.
 STREAM = String(600).with_variant(String(600, collation="C"), "postgresql")
 VIEW_KEY = String(1000).with_variant(String(1000, collation="C"), "postgresql")
+# In SQLite a key of type INTEGER, and of no other, is the row's own number and needs no index beside the table
+# (https://www.sqlite.org/lang_createtable.html#rowid). Databases made before this was so have one, and work as well.
+ROW_NUMBER = BigInteger().with_variant(Integer, "sqlite")
 
 events = Table(
     "events",
     metadata,
-    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("position", ROW_NUMBER, primary_key=True, autoincrement=False),
     Column("id", String(64), nullable=False, unique=True),
     Column("stream", STREAM, nullable=False),
     Column("version", BigInteger, nullable=False),
@@ -64,7 +68,7 @@ tiles = Table(
 checkpoints = Table(
     "checkpoints",
     metadata,
-    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    Column("size", ROW_NUMBER, primary_key=True, autoincrement=False),
     Column("previous", BigInteger, nullable=False, unique=True),
     Column("note", LargeBinary, nullable=False),
 )
@@ -76,6 +80,7 @@ introductions = Table(
     Column("sha256", String(64), primary_key=True),
     Column("name", String(300), primary_key=True),
     Column("position", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 revocations = Table(
     "revocations",

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 from modelledger.ledger.v1 import ledger_pb2
+from sqlalchemy import BigInteger, text
 
+from ledger import tables
 from ledger.errors import InvalidInput, NotFound, Unreachable
 from ledger.service import LedgerServicer
 from ledger.store import Store
+from tests.audit import verify_whole_log
 from tests.databases import StoreFactory, log_signer
 from tests.logs import Log
 
@@ -34,21 +37,40 @@ def test_a_value_that_no_database_holds_is_the_callers_mistake(postgresql_stores
             ask()
 
 
-@pytest.mark.parametrize("text", ["\0", "a\0b", "x" * 601, "\n"])
-def test_texts_that_no_event_has_are_refused_with_their_field(store_factory: StoreFactory, text: str) -> None:
+@pytest.mark.parametrize("said", ["\0", "a\0b", "x" * 601, "\n"])
+def test_texts_that_no_event_has_are_refused_with_their_field(store_factory: StoreFactory, said: str) -> None:
     log = Log(store_factory())
     service = LedgerServicer(log.store, log.sequencer)
     listing = ledger_pb2.ListEventsRequest
     watching = ledger_pb2.WatchEventsRequest
 
     for field, question in (
-        ("id", lambda: service.GetEvent(ledger_pb2.GetEventRequest(id=text), None)),
-        ("stream", lambda: service.ListEvents(listing(stream=text), None)),
-        ("stream_prefix", lambda: service.ListEvents(listing(stream_prefix=text), None)),
-        ("kinds", lambda: service.ListEvents(listing(kinds=["LogCreated", text]), None)),
-        ("stream_prefix", lambda: service.WatchEvents(watching(stream_prefix=text), None)),
+        ("id", lambda: service.GetEvent(ledger_pb2.GetEventRequest(id=said), None)),
+        ("stream", lambda: service.ListEvents(listing(stream=said), None)),
+        ("stream_prefix", lambda: service.ListEvents(listing(stream_prefix=said), None)),
+        ("kinds", lambda: service.ListEvents(listing(kinds=["LogCreated", said]), None)),
+        ("stream_prefix", lambda: service.WatchEvents(watching(stream_prefix=said), None)),
     ):
         with pytest.raises(InvalidInput, match=f"^{field}"):
             asyncio.run(question())
     with pytest.raises(NotFound):
         asyncio.run(service.GetEvent(ledger_pb2.GetEventRequest(id="nobody's"), None))
+
+
+def test_a_database_from_before_keys_were_row_numbers_is_used_as_it_is(
+    sqlite_stores: StoreFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def indexes(store: Store) -> int:
+        query = text("SELECT count(*) FROM sqlite_master WHERE name LIKE 'sqlite_autoindex_events%'")
+        with store._reader.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    with monkeypatch.context() as before:
+        for table in (tables.events, tables.checkpoints):
+            before.setattr(table.c[0], "type", BigInteger())
+        log = Log(sqlite_stores())
+    log.append(*log.history(), *log.datasets(256))
+    again = Log(sqlite_stores.reopen(log.store))
+    again.append(*again.datasets(10, start=256))
+    assert verify_whole_log(again.store) == again.store.head.size
+    assert (indexes(again.store), indexes(sqlite_stores())) == (3, 2)

@@ -66,7 +66,7 @@ def _row(log: Log, number: int) -> Row:
 
 def _analyse(store: Store) -> None:
     """What PostgreSQL's autovacuum does in its own time, so that it does not come in between."""
-    with store._writer.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with store._writer._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("VACUUM (ANALYZE)"))
 
@@ -80,11 +80,12 @@ class _Meter:
     engines: list[Engine] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.engines = [self.store._writer, self.store._reader]
+        self.engines = [self.store._writer._engine, self.store._reader]
         self.sqlite = self.engines[0].dialect.name == "sqlite"
         if self.sqlite:
             for engine in self.engines:
                 event.listen(engine, "checkout", self._count)
+            self.store._writer._forget()  # it has one already
 
     def _count(self, connection: Any, *_: Any) -> None:
         connection.set_progress_handler(self._step, 1)

@@ -214,10 +214,11 @@ def _refuses_all(stores: StoreFactory, template: str) -> None:
     columns = {"tiles": "hashes", "events": "entry", "checkpoints": "note"}
     for table in IMMUTABLE:
         statement = text(template.format(table=table, column=columns.get(table, "sha256")))
-        with log.store._writer.connect() as connection:
-            with pytest.raises(DBAPIError, match=f"{table} are never changed"):
-                connection.execute(statement)
-            connection.rollback()
+        with (
+            pytest.raises(DBAPIError, match=f"{table} are never changed"),
+            log.store._writer.begin() as connection,
+        ):
+            connection.execute(statement)
     verify_whole_log(log.store)
 
 

@@ -77,7 +77,7 @@ def test_a_full_database(sqlite_stores: StoreFactory) -> None:
 
 
 def _limit_pages(store: Store, pages: int) -> None:
-    with store._writer.connect() as connection:  # the only one in its pool, so the next writer has it
+    with store._writer.begin() as connection:  # the next writer has the same one
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
 
 

@@ -78,7 +78,7 @@ def write_all(url: str, requests: Sequence[Request], marks: Path, go: Connection
     go.recv()
     file = os.open(marks, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     store = _insist(lambda: Store(url, log_signer()))
-    with store._writer.connect() as connection:  # the only one in its pool, so the committer has it
+    with store._writer.begin() as connection:  # the committer has the same one
         connection.exec_driver_sql("PRAGMA wal_autocheckpoint=24")
     committer = Committer(store)
     for number, request in enumerate(requests):

@@ -7,7 +7,6 @@ they ask and add (audit_plain.py), of another its entries, with an event's data 
 
 from __future__ import annotations
 
-import gc
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from ledger import rules, schema, statement
 from ledger.audit_plain import Plain
 from ledger.audit_source import Columns
 from ledger.checkpoint import open_checkpoint
+from ledger.collecting import collect_rarely
 from ledger.errors import ModelLedgerError, Violation
 from ledger.key_rules import KEY_KINDS
 from ledger.merkle import leaf_hash
@@ -26,7 +26,6 @@ from ledger.statement import Event
 
 Keys = Mapping[str, bytes]  # keyid -> DER SubjectPublicKeyInfo
 T = TypeVar("T")
-COLLECTED = 100_000  # objects more than before, until Python looks for cycles; a bundle has about 15,000
 
 
 class Signatures(NamedTuple):
@@ -91,9 +90,7 @@ def read_entries(entries: Sequence[bytes], keys: Keys) -> list[ReadEntry | str]:
 def begin_reading() -> None:
     """For a process that does nothing but read bundles."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one
-    # A bundle's objects hang in no cycles and go together: there is next to nothing to collect.
-    gc.freeze()
-    gc.set_threshold(COLLECTED)
+    collect_rarely()
 
 
 def verified_by(entry: bytes, keyid: str, public_key: bytes) -> str:

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from ledger.collecting import collect_rarely
 from ledger.errors import ModelLedgerError, Unreachable
 from ledger.kit.child import die_with_parent
 
@@ -173,6 +174,7 @@ class _Child:
             if self._begin is not None:
                 return partial(self._finish, self._begin(question))
             self._begin = self._open(question)
+            collect_rarely()
         except Exception as error:
             return partial(portable, error)
         return lambda: None

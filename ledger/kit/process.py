@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from ledger.collecting import collect_rarely
 from ledger.errors import ModelLedgerError
 from ledger.kit import config
 from ledger.kit.serve import Address, GrpcServer, HttpServer, Servicer
@@ -62,6 +63,7 @@ async def run(parts: Sequence[Part], listen: Address, ready: Callable[[GrpcServe
         for part in parts:
             started.append(part)
             await part.start()
+        collect_rarely()
         ready(grpc_server, web)
         await stopped.wait()
     finally:

@@ -27,7 +27,7 @@ from ledger.checkpoint import Checkpoint, open_checkpoint
 from ledger.errors import DamagedLog, InvalidSignature, Violation
 from ledger.events import KINDS
 from ledger.frontier import Frontier
-from ledger.merkle import HASH_SIZE, TILE_HEIGHT, TILE_WIDTH, Tile, tile_layers
+from ledger.merkle import HASH_SIZE, NODE_HEIGHT, TILE_HEIGHT, TILE_WIDTH, StoredTile, Tile, tile_nodes, tile_root
 from ledger.note import NoteError, Verifier
 from ledger.rules import Candidate
 from ledger.trust import Trust
@@ -227,7 +227,7 @@ class _Audit:
     def _roots(self, hashes: Sequence[bytes], start: int, due: dict[int, bytes]) -> DamagedLog | None:
         """Grow the tree by a bundle; compare its root at every size that a checkpoint signs."""
         if len(hashes) == TILE_WIDTH and due.keys() <= {start + TILE_WIDTH}:
-            self._frontier.append(tile_layers(b"".join(hashes))[TILE_HEIGHT], TILE_HEIGHT)
+            self._frontier.append(tile_root(b"".join(hashes)), TILE_HEIGHT)
             return self._root(start + TILE_WIDTH, due)
         for size, leaf in enumerate(hashes, start + 1):
             self._frontier.append(leaf)
@@ -244,19 +244,16 @@ class _Audit:
 
     def _compare(self, tile: Tile, expected: bytes) -> DamagedLog | None:
         kept = self._source.tile(tile)
-        if kept is None or kept == expected:
+        if kept is None:
             return None
-        element = next(
-            (
-                i
-                for i in range(tile.width)
-                if kept[HASH_SIZE * i :][:HASH_SIZE] != expected[HASH_SIZE * i :][:HASH_SIZE]
-            ),
-            tile.width,
-        )
-        position = (tile.index * TILE_WIDTH + element) << (TILE_HEIGHT * tile.level)
+        element, what, each = _first_difference(kept, expected), "hash", 1
+        if element is None and isinstance(kept, StoredTile):
+            element, what, each = _first_difference(kept.nodes, tile_nodes(expected)), "node", 1 << NODE_HEIGHT
+        if element is None:
+            return None
+        position = (tile.index * TILE_WIDTH + element * each) << (TILE_HEIGHT * tile.level)
         where = f"tile {tile.index} of level {tile.level}"
-        return fault(position, f"event {position} does not agree with hash {element} of {where}, width {tile.width}")
+        return fault(position, f"event {position} does not agree with {what} {element} of {where}, width {tile.width}")
 
     def _partial_tiles(self) -> Iterator[tuple[Tile, bytes]]:
         """The tiles that the tree's last leaf left incomplete."""
@@ -343,6 +340,15 @@ class _Audit:
             or data.get("logVkey") not in trusted
         ):
             raise fault(0, "event 0 creates another log than the one whose checkpoint you trust")
+
+
+def _first_difference(kept: bytes, expected: bytes) -> int | None:
+    """Which of some hashes is the first to be another one, or not to be there."""
+    if kept == expected:
+        return None
+    starts = range(0, len(expected), HASH_SIZE)
+    differ = (at // HASH_SIZE for at in starts if kept[at : at + HASH_SIZE] != expected[at : at + HASH_SIZE])
+    return next(differ, len(starts))
 
 
 def _check_columns(index: int, bundle: Bundle, offset: int, entry: ReadEntry) -> None:

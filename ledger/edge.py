@@ -24,7 +24,7 @@ from ledger.merkle import (
     Tile,
     TileReader,
     root_from_tiles,
-    tile_layers,
+    tile_root,
 )
 
 FULL_TILE_SIZE = HASH_SIZE * TILE_WIDTH  # 8,192 bytes
@@ -55,7 +55,7 @@ class Edge:
         while elements := size >> (TILE_HEIGHT * level):
             first = elements - elements % TILE_WIDTH
             below = [Tile(level - 1, i, TILE_WIDTH) for i in range(first, elements)]
-            edge._partial.append(b"".join(_root_of(tile, data) for tile, data in _read_full(full, below)))
+            edge._partial.append(b"".join(tile_root(data) for _, data in _read_full(full, below)))
             level += 1
         return edge
 
@@ -81,7 +81,7 @@ class Edge:
             tile = Tile(level, (self.size >> (TILE_HEIGHT * (level + 1))) - 1, TILE_WIDTH)
             completed.append((tile, hashes))
             self._partial[level] = b""
-            carry, level = _root_of(tile, hashes), level + 1
+            carry, level = tile_root(hashes), level + 1
             if level == len(self._partial):
                 self._partial.append(b"")
 
@@ -143,13 +143,13 @@ class LogTiles:
         stored = [Tile(tile.level, tile.index, TILE_WIDTH) for tile in elsewhere]
         full = iter(_read_full(self._full, stored))
         return [
-            self._edge.read_tiles([tile])[0] if self._edge.holds(tile) else next(full)[1][: HASH_SIZE * tile.width]
+            self._edge.read_tiles([tile])[0] if self._edge.holds(tile) else _prefix(next(full)[1], tile.width)
             for tile in tiles
         ]
 
 
-def _root_of(tile: Tile, data: bytes) -> bytes:
-    return tile_layers(data)[TILE_HEIGHT]
+def _prefix(full_tile: bytes, width: int) -> bytes:
+    return full_tile if width == TILE_WIDTH else full_tile[: HASH_SIZE * width]
 
 
 def _read_full(full: TileReader, tiles: Sequence[Tile]) -> list[tuple[Tile, bytes]]:

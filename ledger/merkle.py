@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
-from itertools import zip_longest
 from typing import Protocol
 
 HASH_SIZE = 32
@@ -31,7 +30,8 @@ TILE_HEIGHT = 8
 TILE_WIDTH = 1 << TILE_HEIGHT
 EMPTY_ROOT = sha256(b"").digest()  # RFC 6962 section 2.1: MTH({}) = SHA-256()
 
-_CHUNK = 32 * HASH_SIZE  # bytes; a power of two of hashes
+NODE_HEIGHT = TILE_HEIGHT // 2
+_GROUP = HASH_SIZE << NODE_HEIGHT  # bytes
 Range = tuple[int, int]  # leaves begin..end-1
 
 
@@ -219,12 +219,12 @@ def _range_roots(reader: TileReader, ranges: Sequence[Range], size: int) -> list
             subtrees.append((place, layer, (element & (TILE_WIDTH - 1)) >> layer))
             begin += 1 << height
         cover.append(subtrees)
-    tiles = dict(zip(wanted, _read(reader, list(wanted.values())), strict=True))
+    tiles = dict(zip(wanted, map(_Tile, _read(reader, list(wanted.values()))), strict=True))
     result = []
     for subtrees in cover:
         computed = b""
         for place, layer, i in reversed(subtrees):
-            left = tile_layers(tiles[place])[layer][HASH_SIZE * i : HASH_SIZE * (i + 1)]
+            left = tiles[place].subtree(layer, i)
             computed = node_hash(left, computed) if computed else left
         result.append(computed)
     return result
@@ -242,23 +242,64 @@ def _read(reader: TileReader, tiles: list[Tile]) -> Sequence[bytes]:
     return data
 
 
-# A pure function of a tile's bytes, so remembering it needs no invalidation. 512 tiles are 8 MiB and
-# cover 131,072 leaves; without it every proof would hash up to 255 nodes per tile again.
-@lru_cache(maxsize=512)
-def tile_layers(tile: bytes) -> tuple[bytes, ...]:
-    """Layer k holds the roots of the tile's complete subtrees of 2^k elements, concatenated."""
-    if len(tile) == HASH_SIZE * TILE_WIDTH:
-        return _layers(tile)
-    # The tile at a tree's edge grows with every commit: what its earlier chunks give was computed then.
-    chunks = range(0, len(tile) - len(tile) % _CHUNK, _CHUNK)
-    parts = [*(_chunk_layers(tile[i : i + _CHUNK]) for i in chunks), _layers(tile[len(chunks) * _CHUNK :])]
-    *lower, top = map(b"".join, zip_longest(*parts, fillvalue=b""))
-    return (*lower, *_layers(top))
+class StoredTile(bytes):
+    """A full tile's hashes, and its nodes as they were kept beside them: a proof then hashes 30 times, not 255 times.
+
+    Nothing authenticates the nodes. Who believes nothing computes them anew, with `tile_nodes`.
+    """
+
+    nodes: bytes
+
+    def __new__(cls, hashes: bytes, nodes: bytes) -> StoredTile:
+        tile = super().__new__(cls, hashes)
+        tile.nodes = nodes
+        return tile
 
 
-@lru_cache(maxsize=512)
-def _chunk_layers(chunk: bytes) -> tuple[bytes, ...]:
-    return _layers(chunk)
+def tile_nodes(hashes: bytes) -> bytes:
+    """The roots of a tile's complete groups of 16 hashes, one after another: layer 4 of the subtrees in a tile."""
+    groups = range(0, len(hashes) - len(hashes) % _GROUP, _GROUP)
+    return b"".join([_group_layers(bytes(hashes[i : i + _GROUP]))[NODE_HEIGHT] for i in groups])
+
+
+def tile_root(hashes: bytes) -> bytes:
+    """The root of a full tile."""
+    return _group_layers(tile_nodes(hashes))[NODE_HEIGHT]
+
+
+class _Tile:
+    """A tile's subtrees, of which those above a group and those in each group are computed when they are wanted."""
+
+    def __init__(self, hashes: bytes) -> None:
+        self._hashes = hashes
+        self._groups: dict[int, tuple[bytes, ...]] = {}
+
+    def subtree(self, layer: int, i: int) -> bytes:
+        """The root of the tile's i-th complete subtree of 2^layer hashes."""
+        group = -1  # above all of them
+        if layer >= NODE_HEIGHT:
+            layer -= NODE_HEIGHT
+        else:
+            group, i = divmod(i, 1 << (NODE_HEIGHT - layer))
+        layers = self._groups.get(group) or self._layers(group)
+        return layers[layer][HASH_SIZE * i : HASH_SIZE * (i + 1)]
+
+    def _layers(self, group: int) -> tuple[bytes, ...]:
+        tile = self._hashes
+        if group >= 0:
+            hashes = bytes(tile[_GROUP * group : _GROUP * (group + 1)])
+        else:
+            hashes = tile.nodes if isinstance(tile, StoredTile) else tile_nodes(tile)
+        layers = self._groups[group] = _group_layers(hashes)
+        return layers
+
+
+# A pure function of its bytes, so remembering it needs no invalidation. 16,384 groups are 25 MB at most and cover
+# 250,000 leaves; of the tile at a tree's edge, which grows with every commit, only the last one is new.
+@lru_cache(maxsize=16_384)
+def _group_layers(hashes: bytes) -> tuple[bytes, ...]:
+    """The layers over at most 16 hashes, themselves first: layer k holds the roots of complete subtrees of 2^k."""
+    return _layers(hashes)
 
 
 def _layers(hashes: bytes) -> tuple[bytes, ...]:

@@ -33,13 +33,13 @@ from ledger.database import WriteTransactions, driver_errors, flush_again, reade
 from ledger.driver import Driver, Statement
 from ledger.edge import Edge, LogTiles
 from ledger.errors import Damaged, DamagedLog, NotFound, OtherLog
-from ledger.merkle import TILE_WIDTH, Tile, leaf_hash, root_from_tiles
+from ledger.merkle import TILE_WIDTH, StoredTile, Tile, leaf_hash, root_from_tiles
 from ledger.note import LogSigner, NoteError
 from ledger.view_store import ViewRows
 from ledger.writing import Head, Writing
 
 RARE = 1_000  # events
-FULL_TILES_CACHED = 4_096  # 32 MiB
+FULL_TILES_CACHED = 4_096  # 34 MiB
 log = logging.getLogger("modelledger.store")
 
 Listener = Callable[["Head"], None]
@@ -319,7 +319,7 @@ _PAGE = Statement(
     "SELECT position, id, stream, version, kind, payload_sha256, entry FROM events "
     "WHERE position >= ? AND position < ? ORDER BY position"
 )
-_FULL_TILE = Statement("SELECT hashes FROM tiles WHERE level = ? AND tile = ?")
+_FULL_TILE = Statement("SELECT hashes, nodes FROM tiles WHERE level = ? AND tile = ?")
 _NEWEST_NOTE = Statement("SELECT note FROM checkpoints ORDER BY size DESC LIMIT 1")
 EVENT_COLUMNS = select(
     tables.events.c.position,
@@ -347,4 +347,4 @@ class FullTiles:
             found = Driver(connection).rows(_FULL_TILE, level, index)
         if not found:
             raise Damaged(f"tile {index} of level {level} is missing")
-        return bytes(found[0][0])
+        return StoredTile(*map(bytes, found[0]))

@@ -1,8 +1,8 @@
 """The ledger's tables, and the triggers that keep what is written as it was written.
 
 events, tiles, checkpoints and cosignatures are append-only: the database itself refuses UPDATE and DELETE. tiles
-holds only full tiles (256 hashes); the right edge of the tree is rebuilt from leaf hashes. Everything under `view_`
-can be dropped and rebuilt from events.
+holds only full tiles (256 hashes) with their nodes (ledger/merkle.py); the right edge of the tree is rebuilt from leaf
+hashes. Everything under `view_` can be dropped and rebuilt from events.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from sqlalchemy import (
 )
 
 from ledger import group_tables
+from ledger.merkle import tile_nodes
 
 metadata = MetaData()
 
@@ -62,6 +63,7 @@ tiles = Table(
     Column("level", SmallInteger, primary_key=True, autoincrement=False),
     Column("tile", BigInteger, primary_key=True, autoincrement=False),
     Column("hashes", LargeBinary, nullable=False),
+    Column("nodes", LargeBinary, nullable=False),
 )
 
 # `previous` is unique: two writers that both extend the same checkpoint cannot both commit (compare-and-swap).
@@ -158,45 +160,36 @@ def begins_with(column: Column[str], prefix: str) -> ColumnElement[bool]:
 
 def _m001_initial(connection: Connection) -> None:
     metadata.create_all(connection, checkfirst=True)
-    if connection.dialect.name == "sqlite":
-        for table in IMMUTABLE:
-            for verb in ("UPDATE", "DELETE"):
-                connection.execute(
-                    text(
-                        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
-                        f"BEGIN SELECT RAISE(ABORT, '{table} are never changed or deleted'); END"
-                    )
-                )
-        return
-    connection.execute(
-        text(
-            "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS "
-            "$$BEGIN RAISE EXCEPTION '% are never changed or deleted', TG_TABLE_NAME; END$$"
-        )
-    )
-    for table in IMMUTABLE:
+    if connection.dialect.name == "postgresql":
         connection.execute(
             text(
-                f"CREATE TRIGGER {table}_no_change BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
-                "FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
+                "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$BEGIN RAISE EXCEPTION '% are never changed or deleted', TG_TABLE_NAME; END$$"
             )
         )
+    for table in IMMUTABLE:
+        _refuse_changes(connection, table)
 
 
 def _m002_cosignatures(connection: Connection) -> None:
     cosignatures.create(connection, checkfirst=True)  # m001 makes every table of a new database
+    _refuse_changes(connection, "cosignatures")
+
+
+def _refuse_changes(connection: Connection, table: str) -> None:
+    """Make the triggers that refuse UPDATE and DELETE."""
     if connection.dialect.name == "sqlite":
         for verb in ("UPDATE", "DELETE"):
             connection.execute(
                 text(
-                    f"CREATE TRIGGER cosignatures_no_{verb.lower()} BEFORE {verb} ON cosignatures "
-                    "BEGIN SELECT RAISE(ABORT, 'cosignatures are never changed or deleted'); END"
+                    f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+                    f"BEGIN SELECT RAISE(ABORT, '{table} are never changed or deleted'); END"
                 )
             )
         return
     connection.execute(
         text(
-            "CREATE TRIGGER cosignatures_no_change BEFORE UPDATE OR DELETE OR TRUNCATE ON cosignatures "
+            f"CREATE TRIGGER {table}_no_change BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
             "FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
         )
     )
@@ -212,9 +205,24 @@ def _m004_lengths(connection: Connection) -> None:
     connection.execute(text("ALTER TABLE group_deliveries ADD COLUMN length BIGINT NOT NULL DEFAULT 2592000000"))
 
 
+def _m005_nodes(connection: Connection) -> None:
+    if "nodes" in {column["name"] for column in inspect(connection).get_columns("tiles")}:
+        return  # m001 makes the table of a new database as it is now
+    sqlite, column = connection.dialect.name == "sqlite", tiles.c
+    connection.execute(text(f"ALTER TABLE tiles ADD COLUMN nodes {'BLOB' if sqlite else 'BYTEA'} NOT NULL DEFAULT ''"))
+    for trigger in ("tiles_no_update", "tiles_no_delete") if sqlite else ("tiles_no_change ON tiles",):
+        connection.execute(text(f"DROP TRIGGER {trigger}"))
+    for level, tile in connection.execute(select(column.level, column.tile)).all():
+        this = (column.level == level) & (column.tile == tile)
+        hashes = connection.execute(select(column.hashes).where(this)).scalar_one()
+        connection.execute(tiles.update().where(this).values(nodes=tile_nodes(hashes)))
+    _refuse_changes(connection, "tiles")
+
+
 MIGRATIONS: dict[str, Callable[[Connection], None]] = {
     "m001_initial": _m001_initial,
     "m002_cosignatures": _m002_cosignatures,
     "m003_groups": _m003_groups,
     "m004_lengths": _m004_lengths,
+    "m005_nodes": _m005_nodes,
 }

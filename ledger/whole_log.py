@@ -22,7 +22,7 @@ from ledger.audit_source import Bundle, Columns, KeptCheckpoint, cuts, fault
 from ledger.database import driver_errors, reader_engine, writer_engine
 from ledger.edge import Edge
 from ledger.errors import DamagedLog, NotFound, Refused
-from ledger.merkle import TILE_HEIGHT, TILE_WIDTH, Tile
+from ledger.merkle import TILE_HEIGHT, TILE_WIDTH, StoredTile, Tile
 from ledger.writing import Head, Row, Writing, row_of
 
 FETCHED = 1_000  # rows in memory for each table
@@ -98,7 +98,9 @@ class DatabaseLog:
         query = _raw(tables.tiles).where(column.level == tile.level, column.tile == tile.index)
         with driver_errors():
             kept = self._connection.execute(query).first()
-        return kept.hashes if kept and isinstance(kept.hashes, bytes) else b""
+        if not (kept and isinstance(kept.hashes, bytes)):
+            return b""
+        return StoredTile(kept.hashes, kept.nodes if isinstance(kept.nodes, bytes) else b"")
 
     def finish(self, size: int) -> None:
         """The tiles that entries complete were all asked for: what else is kept is no tile of this log."""

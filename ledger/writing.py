@@ -14,7 +14,7 @@ from ledger.edge import Edge
 from ledger.envelope import MAX_ENTRY
 from ledger.errors import EventTooLarge
 from ledger.events import KINDS
-from ledger.merkle import Tile, leaf_hash
+from ledger.merkle import Tile, leaf_hash, tile_nodes
 from ledger.note import LogSigner
 from ledger.rules import Introduced, Known
 from ledger.statement import Event
@@ -31,7 +31,7 @@ _INSERT_EVENT = Statement(
     "INSERT INTO events (position, id, stream, version, kind, payload_sha256, leaf_hash, entry) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
-_INSERT_TILE = Statement("INSERT INTO tiles (level, tile, hashes) VALUES (?, ?, ?)")
+_INSERT_TILE = Statement("INSERT INTO tiles (level, tile, hashes, nodes) VALUES (?, ?, ?, ?)")
 _INSERT_CHECKPOINT = Statement("INSERT INTO checkpoints (size, previous, note) VALUES (?, ?, ?)")
 # What an earlier event introduced under the same name stays as it is.
 _INTRODUCE = Statement("INSERT INTO introductions (sha256, name, position) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
@@ -119,7 +119,7 @@ class Writing:
             revoked += [(sha256, position) for sha256 in dict.fromkeys(row.revoked)]
         write = self._driver.write
         write(_INSERT_EVENT, events)
-        write(_INSERT_TILE, [(tile.level, tile.index, hashes) for tile, hashes in completed])
+        write(_INSERT_TILE, [(tile.level, tile.index, hashes, tile_nodes(hashes)) for tile, hashes in completed])
         write(_INTRODUCE, [(sha256, name, position) for (sha256, name), position in introduced.items()])
         write(_REVOKE, revoked)
 

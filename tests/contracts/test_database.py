@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from modelledger.ledger.v1 import ledger_pb2
 from sqlalchemy import BigInteger, text
+from sqlalchemy.exc import DBAPIError
 
 from ledger import tables
 from ledger.errors import InvalidInput, NotFound, Unreachable
@@ -74,3 +75,22 @@ def test_a_database_from_before_keys_were_row_numbers_is_used_as_it_is(
     again.append(*again.datasets(10, start=256))
     assert verify_whole_log(again.store) == again.store.head.size
     assert (indexes(again.store), indexes(sqlite_stores())) == (3, 2)
+
+
+def test_tiles_from_before_their_nodes_were_kept_get_them(store_factory: StoreFactory) -> None:
+    log = Log(store_factory())
+    log.append(*log.datasets(600))
+    kept = text("SELECT level, tile, hashes, nodes FROM tiles ORDER BY level, tile")
+    with log.store._writer.begin() as connection:
+        expected = connection.execute(kept).all()
+        connection.execute(text("ALTER TABLE tiles DROP COLUMN nodes"))
+        connection.execute(text("DELETE FROM migrations WHERE name = 'm005_nodes'"))
+    again = Log(store_factory.reopen(log.store))
+    with again.store._reader.begin() as connection:
+        assert connection.execute(kept).all() == expected
+    assert len(expected) == 2
+    for statement in ("UPDATE tiles SET nodes = hashes", "DELETE FROM tiles"):
+        with pytest.raises(DBAPIError, match="tiles are never changed"), again.store._writer.begin() as connection:
+            connection.execute(text(statement))
+    again.append(*again.datasets(256, start=600))
+    assert verify_whole_log(again.store) == again.store.head.size

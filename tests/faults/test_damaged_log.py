@@ -231,8 +231,8 @@ def test_rows_deleted_inserted_and_swapped(database: tuple[sqlite3.Connection, s
     for inserted, removed, position in (
         (f"INSERT INTO events SELECT {size}, * FROM ({one})", f"events WHERE position = {size}", size),
         (f"INSERT INTO events SELECT -1, * FROM ({one})", "events WHERE position = -1", 0),
-        ("INSERT INTO tiles VALUES (0, 1, x'00')", "tiles WHERE tile = 1", 256),
-        ("INSERT INTO tiles VALUES (5, 0, x'00')", "tiles WHERE level = 5", 0),
+        ("INSERT INTO tiles VALUES (0, 1, x'00', x'00')", "tiles WHERE tile = 1", 256),
+        ("INSERT INTO tiles VALUES (5, 0, x'00', x'00')", "tiles WHERE level = 5", 0),
         ("INSERT INTO introductions VALUES ('aa', 'base-models/x', 12)", "introductions WHERE sha256 = 'aa'", 12),
         ("INSERT INTO revocations VALUES ('aa', 999)", "revocations WHERE sha256 = 'aa'", 999),
         ("INSERT INTO checkpoints SELECT 3, 99, note FROM checkpoints LIMIT 1", "checkpoints WHERE size = 3", 3),
@@ -283,6 +283,19 @@ def test_every_hash_of_a_stored_tile(database: tuple[sqlite3.Connection, str]) -
         assert _database_position(url) == str(element)
     connection.execute("UPDATE tiles SET hashes = ?", (hashes[:-1],))
     assert _database_position(url) == "255"
+
+
+def test_every_node_of_a_stored_tile(database: tuple[sqlite3.Connection, str]) -> None:
+    connection, url = database
+    [(nodes,)] = connection.execute("SELECT nodes FROM tiles").fetchall()
+    for number in range(16):
+        connection.execute("UPDATE tiles SET nodes = ?", (_flipped(nodes, 32 * number + number),))
+        assert _database_position(url) == str(16 * number)
+    for changed, position in ((nodes[:-1], 240), (nodes + b"x", 256), (b"", 0), ("text", 0)):
+        connection.execute("UPDATE tiles SET nodes = ?", (changed,))
+        assert _database_position(url) == str(position)
+    connection.execute("UPDATE tiles SET nodes = ?", (nodes,))
+    assert _database_position(url) == ""
 
 
 def _database_position(url: str) -> str:

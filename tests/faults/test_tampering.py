@@ -106,7 +106,7 @@ def test_damage_to_an_old_tile_is_found_by_the_audit(sqlite_stores: StoreFactory
     """Beyond 65,536 events a full level 0 tile is no part of the edge; here an extra one stands in for it."""
     log = Log(sqlite_stores())
     log.append(*log.datasets(300))
-    Tampered(sqlite_stores, log.store).run("INSERT INTO tiles VALUES (0, 7, zeroblob(8192))")
+    Tampered(sqlite_stores, log.store).run("INSERT INTO tiles VALUES (0, 7, zeroblob(8192), zeroblob(512))")
     with pytest.raises(AssertionError, match="tile 7 of level 0 is kept, which 307 events do not complete"):
         verify_whole_log(sqlite_stores.reopen(log.store))
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ledger.edge import Edge
 from ledger.frontier import Frontier
-from ledger.merkle import TILE_HEIGHT, TILE_WIDTH, leaf_hash, root, tile_layers
+from ledger.merkle import TILE_HEIGHT, TILE_WIDTH, leaf_hash, root, tile_root
 
 LEAVES = [leaf_hash(b"%d" % i) for i in range(700)]
 
@@ -25,7 +25,7 @@ def test_a_tile_at_once_is_its_leaves_one_by_one() -> None:
     frontier = Frontier()
     for start in (0, TILE_WIDTH):
         tile = b"".join(LEAVES[start : start + TILE_WIDTH])
-        frontier.append(tile_layers(tile)[TILE_HEIGHT], TILE_HEIGHT)
+        frontier.append(tile_root(tile), TILE_HEIGHT)
     for leaf in LEAVES[2 * TILE_WIDTH :]:
         frontier.append(leaf)
     assert frontier.root() == root(LEAVES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +12,7 @@ from ledger.edge import Edge, LogTiles
 from ledger.merkle import (
     EMPTY_ROOT,
     TILE_WIDTH,
+    StoredTile,
     Tile,
     consistency_proof,
     inclusion_proof,
@@ -20,7 +21,8 @@ from ledger.merkle import (
     node_hash,
     root,
     root_from_tiles,
-    tile_layers,
+    tile_nodes,
+    tile_root,
     tile_width,
     verify_consistency,
     verify_inclusion,
@@ -298,10 +300,35 @@ def test_a_copy_of_an_edge_stands_still() -> None:
         edge.append(b"short")
 
 
-def test_the_layers_of_a_tile_of_every_width_hold_its_complete_subtrees() -> None:
-    for width in (*range(1, TILE_WIDTH), TILE_WIDTH, 1, 255):  # the last ones again, from what is remembered
-        layers = tile_layers(b"".join(LEAVES[:width]))
-        assert len(layers) == width.bit_length()
-        for height, layer in enumerate(layers):
-            complete = range(0, width - width % (1 << height), 1 << height)
-            assert layer == b"".join(root(LEAVES[i : i + (1 << height)]) for i in complete), (width, height)
+def test_the_nodes_of_a_tile_of_every_width_are_the_roots_of_its_complete_groups() -> None:
+    for width in range(TILE_WIDTH + 1):
+        groups = [LEAVES[i : i + 16] for i in range(0, width - width % 16, 16)]
+        assert tile_nodes(b"".join(LEAVES[:width])) == b"".join(map(root, groups)), width
+    assert tile_root(b"".join(LEAVES[:TILE_WIDTH])) == root(LEAVES[:TILE_WIDTH])
+
+
+class Stored(FullTiles):
+    """With their nodes, as a database keeps them; or with other ones."""
+
+    def __init__(self, full: FullTiles, nodes: Callable[[bytes], bytes] = tile_nodes) -> None:
+        super().__init__({tile: StoredTile(hashes, nodes(hashes)) for tile, hashes in full.items()})
+
+
+def test_proofs_from_nodes_that_were_kept_are_the_proofs_from_hashes() -> None:
+    kept = LogTiles(Stored(FULL), EDGE)
+    for size in INTERESTING:
+        indexes = [*range(0, size, max(1, size // 37)), size - 1]
+        assert inclusion_proofs(kept, indexes, size) == inclusion_proofs(LOG, indexes, size)
+        for old in range(1, size, max(1, size // 51)):
+            assert consistency_proof(kept, old, size) == consistency_proof(LOG, old, size)
+
+
+def test_nodes_that_were_kept_save_the_hashing_and_nothing_believes_them_that_recomputes() -> None:
+    """A proof from wrong nodes does not verify; a root of what is below them is computed from hashes alone."""
+    wrong = Stored(FULL, lambda hashes: bytes(len(tile_nodes(hashes))))
+    kept, leaf = LogTiles(wrong, EDGE), LEAVES[3]
+    with pytest.raises(ValueError, match="leads to root"):
+        verify_inclusion(leaf, 3, BIG, inclusion_proof(kept, 3, BIG), EDGE.root())
+    assert Edge.load(BIG, wrong, LEAVES[BIG - BIG % TILE_WIDTH : BIG]).root() == EDGE.root()
+    for size in (*INTERESTING, *range(1, BIG, 997)):
+        assert root_from_tiles(kept, size) == root_from_tiles(LOG, size)

@@ -31,7 +31,7 @@ from ledger.envelope import Signer
 from ledger.errors import DamagedLog
 from ledger.event_pages import list_page
 from ledger.founding import found
-from ledger.merkle import TILE_WIDTH, inclusion_proof, leaf_hash, tile_layers, verify_inclusion
+from ledger.merkle import TILE_WIDTH, _group_layers, inclusion_proof, leaf_hash, verify_inclusion
 from ledger.note import LogSigner
 from ledger.registry_view import REGISTRY_VIEW
 from ledger.signers import actor_signers, log_signer
@@ -185,7 +185,7 @@ class _Log:
 
         def prove_cold(position: int) -> None:
             """When no tile, and nothing computed from one, is in this process's memory."""
-            tile_layers.cache_clear()
+            _group_layers.cache_clear()
             inclusion_proof(LogTiles(FullTiles(engine), head.edge), position, head.size)
 
         cold = _times(prove_cold, self._some(calls))

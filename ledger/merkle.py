@@ -256,6 +256,7 @@ class StoredTile(bytes):
         return tile
 
 
+@lru_cache(maxsize=64)  # of the tiles at a tree's edge, which one commit after the other asks for
 def tile_nodes(hashes: bytes) -> bytes:
     """The roots of a tile's complete groups of 16 hashes, one after another: layer 4 of the subtrees in a tile."""
     groups = range(0, len(hashes) - len(hashes) % _GROUP, _GROUP)

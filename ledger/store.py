@@ -30,7 +30,7 @@ from sqlalchemy.exc import DBAPIError
 from ledger import tables
 from ledger.checkpoint import open_checkpoint
 from ledger.database import WriteTransactions, driver_errors, flush_again, reader_engine, writer_engine
-from ledger.driver import Driver, Statement
+from ledger.driver import Driver, Reader, Statement
 from ledger.edge import Edge, LogTiles
 from ledger.errors import Damaged, DamagedLog, NotFound, OtherLog
 from ledger.merkle import TILE_WIDTH, StoredTile, Tile, leaf_hash, root_from_tiles
@@ -233,6 +233,7 @@ class Store:
 
     def close(self) -> None:
         self._writer.close()
+        self.full_tiles.close()
         for engine in (self._reader, self._view_writer):
             engine.dispose()
 
@@ -336,15 +337,18 @@ class FullTiles:
     """TileReader over the full tiles in the database, the most used ones kept in memory."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self._reader = Reader(engine)
         self._one = lru_cache(FULL_TILES_CACHED)(self._read_one)
 
     def read_tiles(self, wanted: Sequence[Tile]) -> list[bytes]:
         return [self._one(tile.level, tile.index) for tile in wanted]
 
     def _read_one(self, level: int, index: int) -> bytes:
-        with driver_errors(), self._engine.connect() as connection:
-            found = Driver(connection).rows(_FULL_TILE, level, index)
+        with driver_errors():
+            found = self._reader.rows(_FULL_TILE, level, index)
         if not found:
             raise Damaged(f"tile {index} of level {level} is missing")
         return StoredTile(*map(bytes, found[0]))
+
+    def close(self) -> None:
+        self._reader.close()

@@ -74,3 +74,12 @@ def test_a_database_from_before_keys_were_row_numbers_is_used_as_it_is(
     again.append(*again.datasets(10, start=256))
     assert verify_whole_log(again.store) == again.store.head.size
     assert (indexes(again.store), indexes(sqlite_stores())) == (3, 2)
+
+
+def test_what_was_being_written_when_its_store_was_closed_is_written(store_factory: StoreFactory) -> None:
+    log = Log(store_factory())
+    log.store._at = lambda point: log.store.close() if point == "before_commit" else None
+    appended = log.append(*log.datasets(3))
+    again = store_factory.reopen(log.store)
+    assert again.head.size == appended.size
+    assert verify_whole_log(again) == appended.size

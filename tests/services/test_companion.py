@@ -12,7 +12,6 @@ import pytest
 from ledger.errors import InvalidInput, Unreachable
 from ledger.kit.companion import PIPE, Companion
 
-
 FIRST = "first"  # what keeps a companion busy while everything else is written
 
 

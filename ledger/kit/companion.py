@@ -28,9 +28,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from ledger.collecting import collect_rarely
 from ledger.errors import ModelLedgerError, Unreachable
 from ledger.kit.child import die_with_parent
+from ledger.kit.collecting import collect_rarely
 
 log = logging.getLogger("modelledger.companion")
 

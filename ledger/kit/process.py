@@ -63,7 +63,7 @@ async def run(parts: Sequence[Part], listen: Address, ready: Callable[[GrpcServe
         for part in parts:
             started.append(part)
             await part.start()
-        gc.freeze()  # what has started stays, and is not looked through; no rarer than ever: see ledger/collecting.py
+        gc.freeze()  # what has started stays, and is not looked through; no rarer than ever: see kit/collecting.py
         ready(grpc_server, web)
         await stopped.wait()
     finally:

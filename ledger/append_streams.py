@@ -23,7 +23,7 @@ from ledger.kit.interceptors import told
 from ledger.sequencer import MAX_REQUEST, Sequencer
 
 METHOD = "/modelledger.ledger.v1.LedgerService/AppendStream"
-MAX_UNANSWERED = 2 * MAX_REQUEST  # events of one call: a batch that is written, and the next one that gathers
+MAX_UNANSWERED = 2 * MAX_REQUEST  # events of one call, as ledger.proto says: more than are under way in the writer
 MAX_STREAMS = 256  # at the same time in this process
 STALL_SECONDS = 60.0
 

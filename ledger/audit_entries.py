@@ -17,9 +17,9 @@ from ledger import rules, schema, statement
 from ledger.audit_plain import Plain
 from ledger.audit_source import Columns
 from ledger.checkpoint import open_checkpoint
-from ledger.collecting import collect_rarely
 from ledger.errors import ModelLedgerError, Violation
 from ledger.key_rules import KEY_KINDS
+from ledger.kit.collecting import collect_rarely
 from ledger.merkle import leaf_hash
 from ledger.note import NoteError, Verifier
 from ledger.statement import Event

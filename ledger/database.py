@@ -85,22 +85,21 @@ class WriteTransactions:
             with self._engine.begin() as connection:
                 yield connection
             return
-        self._kept = self._kept or self._engine.connect()
+        # Nobody else has it meanwhile: closing would undo what is written, and the end would not say so.
+        connection, self._kept = self._kept or self._engine.connect(), None
         try:
-            with self._kept.begin():
-                yield self._kept
+            with connection.begin():
+                yield connection
         except BaseException:
-            self._forget()  # whatever is wrong with it
+            connection.close()  # whatever is wrong with it
             raise
+        self._kept = connection
 
     def close(self) -> None:
-        self._forget()
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
         self._engine.dispose()
-
-    def _forget(self) -> None:
-        kept, self._kept = self._kept, None
-        if kept is not None:
-            kept.close()
 
 
 def reader_engine(url: str) -> Engine:

@@ -57,11 +57,11 @@ class Sequencer:
     def __init__(self, writer: Writes) -> None:
         self._writer = writer
         self._queue: deque[_Request] = deque()
-        self._queued_events = 0
+        self._queued_events = 0  # in the queue, or in a batch that is not written yet
+        self._gathered = 0  # of them, in no batch yet
         self._written = asyncio.Event()  # that a batch was, since somebody began to wait for it
         self._written_at = 0.0  # time.monotonic()
         self._measured = FIRST_RATE, 1.0  # events, and the seconds in which they were written
-        self._gathered = 0  # of them, in no batch yet
         self._writing: set[asyncio.Task[None]] = set()
 
     async def append(self, envelopes: Sequence[bytes]) -> Appended:

@@ -28,10 +28,11 @@ def loads(data: bytes) -> Any:
     """Parse UTF-8 JSON bytes. Raises ValueError naming what is wrong."""
     # What is written as we write it has one reading: nothing in it can be twice, or be read otherwise.
     with contextlib.suppress(ValueError, TypeError):  # what is wrong with it is said below
-        if data.count(b"{") + data.count(b"[") <= MAX_DEPTH:
-            value = orjson.loads(data)
-            if orjson.dumps(value, option=orjson.OPT_SORT_KEYS) == data:
-                return value
+        value = orjson.loads(data)
+        if orjson.dumps(value, option=orjson.OPT_SORT_KEYS) == data and (
+            data.count(b"{") + data.count(b"[") <= MAX_DEPTH or _fits(value, MAX_DEPTH)
+        ):
+            return value
     return _read(data)
 
 
@@ -105,6 +106,12 @@ def _finite(text: str) -> float:
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_bounded, parse_float=_finite
 )
+
+
+def _fits(value: Any, depth: int) -> bool:
+    """Whether a value is nested at most so deep."""
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return children is None or (depth > 0 and all(_fits(child, depth - 1) for child in children))
 
 
 def _depth(text: str) -> int:

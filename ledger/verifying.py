@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from mmap import PAGESIZE
 
 from ledger import envelope
 from ledger.kit.companion import Frames, answer_questions, frame
@@ -37,7 +38,6 @@ Verify = Callable[[Sequence[Check]], Verdicts]
 WORTH_SHARING = 64  # checks; fewer are done before a helper has woken up
 PIECE = 16  # checks
 MAX_UNANSWERED = 1 << 20  # bytes that one helper is asked, more than PIECE of the largest entries have
-PAGE = 4_096  # bytes; what is written to a pipe takes whole ones, pipe(7)
 BUSY = 2  # pieces that a helper has when it never waits for the next one
 PATIENCE = 5.0  # seconds for one piece, which takes a thousandth of that
 MOST_HELPERS = 8  # they verify ten times what one process can write
@@ -99,9 +99,8 @@ class AllCores:
                 log.error("no process that verifies signatures can be started: %s", error)
 
     def close(self) -> None:
-        for helper in self.helpers:
-            helper.close()
-        self.helpers = []
+        for helper in list(self.helpers):
+            self._end(helper)
 
     def _give(self, helper: Helper, left: list[_Piece], pieces: int) -> None:
         while left and pieces > 0 and helper.ready and helper.ask(left[-1]):
@@ -127,10 +126,13 @@ class AllCores:
         for helper in answered if answered or not timeout else asked:
             if not (helper in answered and helper.answered()):
                 log.error("a process that verifies signatures is lost; its pieces are verified here")
-                self.helpers.remove(helper)
-                helper.close()
-                for piece in helper.asked:
-                    piece.left.append(piece)
+                self._end(helper)
+
+    def _end(self, helper: Helper) -> None:
+        self.helpers.remove(helper)
+        helper.close()
+        for piece in helper.asked:
+            piece.left.append(piece)
 
 
 class Helper:
@@ -166,7 +168,7 @@ class Helper:
     def ask(self, piece: _Piece) -> bool:
         """False, and nothing is asked, when so much is not answered yet that this would wait."""
         data = frame(piece.checks)
-        size = -(-len(data) // PAGE) * PAGE
+        size = -(-len(data) // PAGESIZE) * PAGESIZE  # what is written to a pipe takes whole pages, pipe(7)
         if sum(self._bytes) + size > MAX_UNANSWERED:
             return False
         self.asked.append(piece)

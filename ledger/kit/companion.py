@@ -28,9 +28,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from ledger.collecting import collect_rarely
 from ledger.errors import ModelLedgerError, Unreachable
 from ledger.kit.child import die_with_parent
+from ledger.kit.collecting import collect_rarely
 
 log = logging.getLogger("modelledger.companion")
 
@@ -56,10 +56,8 @@ class Companion:
 
     async def ask(self, question: Any) -> Any:
         """The child's answer; raises the error it answers with, and Unreachable when it ends first."""
-        process = self._process
-        if process is None or process.ended:
-            async with self._starting:
-                process = await self._running()
+        async with self._starting:  # whoever came while it started is before whoever comes when it has
+            process = await self._running()
         return await process.ask(question)
 
     async def close(self) -> None:

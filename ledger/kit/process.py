@@ -7,6 +7,7 @@ service of its own (`python -m trainer`); `modelledger up` puts all four into on
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -15,7 +16,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from ledger.collecting import collect_rarely
 from ledger.errors import ModelLedgerError
 from ledger.kit import config
 from ledger.kit.serve import Address, GrpcServer, HttpServer, Servicer
@@ -63,7 +63,7 @@ async def run(parts: Sequence[Part], listen: Address, ready: Callable[[GrpcServe
         for part in parts:
             started.append(part)
             await part.start()
-        collect_rarely()
+        gc.freeze()  # what has started stays, and is not looked through; no rarer than ever: see kit/collecting.py
         ready(grpc_server, web)
         await stopped.wait()
     finally:

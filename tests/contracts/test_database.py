@@ -94,3 +94,12 @@ def test_tiles_from_before_their_nodes_were_kept_get_them(store_factory: StoreFa
             connection.execute(text(statement))
     again.append(*again.datasets(256, start=600))
     assert verify_whole_log(again.store) == again.store.head.size
+
+
+def test_what_was_being_written_when_its_store_was_closed_is_written(store_factory: StoreFactory) -> None:
+    log = Log(store_factory())
+    log.store._at = lambda point: log.store.close() if point == "before_commit" else None
+    appended = log.append(*log.datasets(3))
+    again = store_factory.reopen(log.store)
+    assert again.head.size == appended.size
+    assert verify_whole_log(again) == appended.size

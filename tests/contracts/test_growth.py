@@ -85,7 +85,7 @@ class _Meter:
         if self.sqlite:
             for engine in self.engines:
                 event.listen(engine, "checkout", self._count)
-            self.store._writer._forget()  # it has one already
+            self.store._writer.close()  # it has one already
 
     def _count(self, connection: Any, *_: Any) -> None:
         connection.set_progress_handler(self._step, 1)

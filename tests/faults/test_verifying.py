@@ -95,6 +95,13 @@ def test_a_batch_is_begun_while_another_waits(
     assert not here
 
 
+def test_helpers_that_are_ended_between_lose_nothing(cores: AllCores, checks: Sequence[Check]) -> None:
+    begun = [cores(checks[: 10 * PIECE]), cores(checks[10 * PIECE :])]
+    assert all(helper.asked for helper in cores.helpers)
+    cores.close()
+    assert [verdict for verdicts in begun for verdict in verdicts()] == verify_here(checks)
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
 def test_helpers_that_are_killed_between_lose_none_of_several_batches(
     cores: AllCores, checks: Sequence[Check], order: tuple[int, ...]

@@ -12,23 +12,29 @@ import pytest
 from ledger.errors import InvalidInput, Unreachable
 from ledger.kit.companion import PIPE, Companion
 
+FIRST = "first"  # what keeps a companion busy while everything else is written
+
 
 def _ask(folder: Path, *questions: str) -> list[Any]:
-    """The answers to questions that are all there before the first of them is begun."""
+    """The answers to questions that are all there before the companion is done with another one."""
     gate = folder / "gate"
     os.mkfifo(gate)
 
     async def ask() -> list[Any]:
         companion = Companion("tests.services.beginning", str(gate))
         await companion.start()
-        asked = [asyncio.create_task(companion.ask(question)) for question in questions]
+        asked = [asyncio.create_task(companion.ask(question)) for question in (FIRST, *questions)]
         await asyncio.sleep(0)  # they are written
         await asyncio.to_thread(gate.write_bytes, b"")
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        _, *answers = await asyncio.gather(*asked, return_exceptions=True)
         await companion.close()
-        return answers
+        return [_without_first(answer) if isinstance(answer, list) else answer for answer in answers]
 
     return asyncio.run(ask())
+
+
+def _without_first(done: list[str]) -> list[str]:
+    return [each for each in done if each not in (f"begin {FIRST}", f"finish {FIRST}")]
 
 
 def test_the_next_question_is_begun_and_no_further_one(tmp_path: Path) -> None:
@@ -49,6 +55,20 @@ def test_questions_larger_than_its_pipe_go_through(tmp_path: Path) -> None:
     large = [letter * (2 * PIPE) for letter in "abc"]
     answers = _ask(tmp_path, *large)
     assert [answer[-1] for answer in answers] == [f"finish {question}" for question in large]
+
+
+def test_who_asks_as_it_has_started_does_not_overtake() -> None:
+    async def ask() -> list[str]:
+        companion = Companion("tests.services.beginning", os.devnull)
+        waiting = [asyncio.create_task(companion.ask(question)) for question in "abc"]
+        while companion._process is None:
+            await asyncio.sleep(0)
+        done: list[str] = await companion.ask("d")
+        await asyncio.gather(*waiting)
+        await companion.close()
+        return [each for each in done if each.startswith("begin")]
+
+    assert asyncio.run(ask()) == ["begin a", "begin b", "begin c", "begin d"]
 
 
 def test_what_a_companion_that_cannot_start_was_asked_is_said(tmp_path: Path) -> None:

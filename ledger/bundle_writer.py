@@ -49,7 +49,7 @@ def write(
     NotFound for artifacts that are not in the store."""
     data = certificate.event.data
     checkpoint = checkpoint or PlainCheckpoints(store).newest()
-    basis = [evidence.statement_of(store.get(int(index))) for index in data["evidence"]]
+    basis = [evidence.statement_of(row) for row in store.get_all(map(int, data["evidence"]))]
     provenance = trace(basis, data["org"], data["model"], data["version"])
     statements = _needed(store, checkpoint.size, certificate, basis)
     tiles = store.tiles()

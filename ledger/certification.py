@@ -231,7 +231,7 @@ class Certification(certification_pb2_grpc.CertificationServiceServicer):
         return bool(self._store.select(stream=issued.event.stream, kinds=("CertificateRevoked",), limit=1))
 
     def _rests_on_revoked(self, issued: Statement) -> bool:
-        basis = (evidence.statement_of(self._store.get(index)) for index in _record(issued).evidence)
+        basis = map(evidence.statement_of, self._store.get_all(_record(issued).evidence))
         digests = {a.sha256 for s in basis for a in (*s.event.materials, *s.event.subjects)}
         return bool(self._store.revocations(digests))
 

@@ -12,12 +12,20 @@ lone append costs. Connections, transactions and the meaning of errors stay SQLA
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from threading import Lock
 from typing import Any
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, StatementError
+
+# What one message to PostgreSQL has at most, but for a larger row: less than a socket takes at once. A writer that is
+# stopped between two messages is idle and loses its lock; one that is stopped within a message, or within psycopg's
+# executemany, which waits for no answer, holds it for ever.
+MESSAGE = 64 << 10  # bytes
+MESSAGE_ROWS = 1_000
+_ROW = re.compile(r"(?<=VALUES )\(.*?\)")
 
 
 class Statement:
@@ -29,6 +37,10 @@ class Statement:
     def __init__(self, text: str) -> None:
         self.sqlite = text.format(given="json_each(?) AS given")
         self.postgresql = text.format(given="unnest(?::text[]) AS given (value)").replace("?", "%s")
+
+    def of_rows(self, rows: int) -> str:
+        """An INSERT of so many rows at once, for PostgreSQL."""
+        return _ROW.sub(lambda row: ", ".join([row[0]] * rows), self.postgresql)
 
 
 class Driver:
@@ -52,15 +64,18 @@ class Driver:
         return found
 
     def write(self, statement: Statement, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Execute once for each row, if there is any."""
+        """Execute an INSERT for each row, if there is any."""
         if not rows:
             return
         text = self._text(statement)
         try:
             if len(rows) == 1:
                 self._cursor.execute(text, rows[0])
-            else:
+            elif self._is_sqlite:
                 self._cursor.executemany(text, rows)
+            else:
+                for some in _messages(rows):
+                    self._cursor.execute(statement.of_rows(len(some)), [value for row in some for value in row])
         except self._dialect.loaded_dbapi.Error as error:
             raise self._told(text, error) from error
 
@@ -70,6 +85,20 @@ class Driver:
     def _told(self, text: str, error: Exception) -> StatementError:
         dialect = self._dialect
         return DBAPIError.instance(text, None, error, dialect.loaded_dbapi.Error, dialect=dialect)
+
+
+def _messages(rows: Sequence[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows, as many at a time as fit into one message."""
+    some: list[tuple[Any, ...]] = []
+    size = 0
+    for row in rows:
+        bytes_of_row = sum(len(value) if isinstance(value, str | bytes) else 8 for value in row)
+        if some and (size + bytes_of_row > MESSAGE or len(some) == MESSAGE_ROWS):
+            yield some
+            some, size = [], 0
+        some.append(row)
+        size += bytes_of_row
+    yield some
 
 
 class Reader:

@@ -87,8 +87,8 @@ def key_history(store: Store, statements: Iterable[Statement], signer: str, size
 def revoking(store: Store, statements: Iterable[Statement], size: int) -> list[Statement]:
     """The events before `size` that revoked anything the statements are about or consume."""
     digests = {a.sha256 for s in statements for a in (*s.event.subjects, *s.event.materials)}
-    positions = sorted({position for position in store.revocations(digests).values() if position < size})
-    return [statement_of(store.get(position)) for position in positions]
+    positions = (position for position in store.revocations(digests).values() if position < size)
+    return [statement_of(row) for row in store.get_all(positions)]
 
 
 def statement_of(row: StoredRow) -> Statement:

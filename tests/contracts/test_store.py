@@ -290,6 +290,17 @@ def test_select_filters(log: Log) -> None:
     assert log.store.entries(2, 4) == [row.entry for row in everything[2:4]]
 
 
+def test_events_at_many_positions_are_read_at_once(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ledger.store.PIECE", 3)
+    log.append(*log.datasets(10))
+    size = log.store.head.size
+    wanted = [size - 1, 0, 7, 3, 3, 9, 4, 1]
+    assert log.store.get_all(wanted) == [log.store.get(position) for position in sorted(set(wanted))]
+    assert log.store.get_all([]) == []
+    with pytest.raises(NotFound, match=f"no event {size};"):
+        log.store.get_all([0, size + 1, size])
+
+
 def test_a_stream_prefix_is_taken_literally(log: Log) -> None:
     for name in ("a_b", "aXb", "A_b", "a_b.c"):
         log.append(log.dataset(name))

@@ -31,6 +31,7 @@ TILE_WIDTH = 1 << TILE_HEIGHT
 EMPTY_ROOT = sha256(b"").digest()  # RFC 6962 section 2.1: MTH({}) = SHA-256()
 
 NODE_HEIGHT = TILE_HEIGHT // 2
+NODES_SIZE = HASH_SIZE * TILE_WIDTH >> NODE_HEIGHT  # bytes, of a full tile's
 _GROUP = HASH_SIZE << NODE_HEIGHT  # bytes
 Range = tuple[int, int]  # leaves begin..end-1
 

@@ -33,7 +33,7 @@ from ledger.database import WriteTransactions, driver_errors, flush_again, reade
 from ledger.driver import Driver, Reader, Statement
 from ledger.edge import Edge, LogTiles
 from ledger.errors import Damaged, DamagedLog, NotFound, OtherLog
-from ledger.merkle import TILE_WIDTH, StoredTile, Tile, leaf_hash, root_from_tiles
+from ledger.merkle import NODES_SIZE, TILE_WIDTH, StoredTile, Tile, leaf_hash, root_from_tiles
 from ledger.note import LogSigner, NoteError
 from ledger.view_store import ViewRows
 from ledger.writing import Head, Writing
@@ -359,7 +359,12 @@ class FullTiles:
             found = self._reader.rows(_FULL_TILE, level, index)
         if not found:
             raise Damaged(f"tile {index} of level {level} is missing")
-        return StoredTile(*map(bytes, found[0]))
+        hashes, nodes = found[0]
+        if not isinstance(hashes, bytes):
+            raise Damaged(f"tile {index} of level {level} is kept without its hashes")
+        if not (isinstance(nodes, bytes) and len(nodes) == NODES_SIZE):
+            return hashes  # they are computed; an audit says so
+        return StoredTile(hashes, nodes)
 
     def close(self) -> None:
         self._reader.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -121,6 +122,10 @@ def _calls(log: Log) -> Iterator[tuple[str, Callable[[], Any]]]:
     def listed(**asked: Any) -> Callable[[], Any]:
         return partial(list_page, store, ledger_pb2.ListEventsRequest(**asked), 10)
 
+    def proof() -> None:
+        with closing(FullTiles(store._reader)) as full:
+            inclusion_proof(LogTiles(full, store.head.edge), size // 2, size)
+
     yield "append", lambda: log.append(next(fresh))
     yield (
         "append to a long stream",
@@ -130,7 +135,7 @@ def _calls(log: Log) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "event by index", lambda: store.get(size // 2)
     yield "event by id", lambda: store.get_by_id(store.get(size // 2).id)
     yield "entries", lambda: store.entries(size // 2, size // 2 + 10)
-    yield "proof", lambda: inclusion_proof(LogTiles(FullTiles(store._reader), store.head.edge), size // 2, size)
+    yield "proof", proof
     yield "refresh", store.refresh
     yield "stream, first page", listed(stream=STREAM)
     yield "stream, last page", listed(stream=STREAM, after_version=version - 5)

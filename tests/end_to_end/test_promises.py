@@ -54,6 +54,15 @@ def test_the_benchmark_of_appending_verifies_every_proof(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_benchmark_of_growth_compares_two_sizes(tmp_path: Path) -> None:
+    done = _run("bench", "growth", "--sizes", "1000,2000", "--calls", "100", "--json", timeout=120, tmp=tmp_path)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert measured["conditions"]["sizes"] == [1_000, 2_000]
+    assert measured["growth"]["proof_cold"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["help", "up"])
 def test_a_benchmark_of_starting_prints_one_object(name: str, tmp_path: Path) -> None:
     done = _run("bench", name, "--rounds", "1", "--json", timeout=120, tmp=tmp_path)

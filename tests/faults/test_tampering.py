@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ledger.errors import DamagedLog, OtherLog
+from ledger.merkle import inclusion_proof, leaf_hash, verify_inclusion
 from ledger.store import Store
 from tests.audit import verify_whole_log
 from tests.databases import StoreFactory, sqlite_factory
@@ -66,6 +67,7 @@ def _flip(table: str, column: str, row: str) -> str:
         (_flip("tiles", "hashes", "level = 0 AND tile = 1"), "does not have the root"),
         ("DELETE FROM tiles WHERE level = 0 AND tile = 0", "tile 0 of level 0 is missing"),
         ("UPDATE tiles SET hashes = substr(hashes, 1, 100) WHERE tile = 1", "must have 8192 bytes"),
+        ("UPDATE tiles SET hashes = 8192 WHERE tile = 1", "tile 1 of level 0 is kept without its hashes"),
         ("DELETE FROM events WHERE position = 599", "covers 600 events, but the last event is at position 598"),
         ("DELETE FROM events WHERE position = 540", "needs 88 leaf hashes, got 87"),
         ("DELETE FROM events", "covers 600 events, but the last event is at position None"),
@@ -99,6 +101,18 @@ def test_damage_in_the_middle_is_found_by_the_audit(tampered: Tampered, statemen
     tampered.run(statement)
     store = tampered.stores.reopen(tampered.store)
     with pytest.raises((AssertionError, ValueError), match=message):
+        verify_whole_log(store)
+
+
+@pytest.mark.parametrize("nodes", ["substr(nodes, 1, 480)", "x''", "''", "512"])
+def test_a_tile_without_its_nodes_still_proves_and_is_found_by_the_audit(tampered: Tampered, nodes: str) -> None:
+    tampered.run(f"UPDATE tiles SET nodes = {nodes} WHERE tile = 1")  # noqa: S608
+    store = tampered.stores.reopen(tampered.store)
+    size, root = store.head.size, store.head.edge.root()
+    for position in range(256, 512, 17):
+        proof = inclusion_proof(store.tiles(), position, size)
+        verify_inclusion(leaf_hash(store.get(position).entry), position, size, proof, root)
+    with pytest.raises(AssertionError, match=r"does not agree with node \d+ of tile 1 of level 0"):
         verify_whole_log(store)
 
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -31,7 +32,7 @@ from ledger.envelope import Signer
 from ledger.errors import DamagedLog
 from ledger.event_pages import list_page
 from ledger.founding import found
-from ledger.merkle import TILE_WIDTH, _group_layers, inclusion_proof, leaf_hash, verify_inclusion
+from ledger.merkle import TILE_WIDTH, _group_layers, inclusion_proof, leaf_hash, tile_nodes, verify_inclusion
 from ledger.note import LogSigner
 from ledger.registry_view import REGISTRY_VIEW
 from ledger.signers import actor_signers, log_signer
@@ -185,8 +186,10 @@ class _Log:
 
         def prove_cold(position: int) -> None:
             """When no tile, and nothing computed from one, is in this process's memory."""
+            tile_nodes.cache_clear()
             _group_layers.cache_clear()
-            inclusion_proof(LogTiles(FullTiles(engine), head.edge), position, head.size)
+            with closing(FullTiles(engine)) as full:
+                inclusion_proof(LogTiles(full, head.edge), position, head.size)
 
         cold = _times(prove_cold, self._some(calls))
         engine.dispose()

@@ -31,6 +31,7 @@ from sqlalchemy import (
 )
 
 from ledger import group_tables
+from ledger.errors import InvalidInput
 from ledger.merkle import tile_nodes
 
 metadata = MetaData()
@@ -123,11 +124,14 @@ IMMUTABLE = ("events", "tiles", "checkpoints", "introductions", "revocations")
 def migrate(connection: Connection) -> list[str]:
     """Bring the database to the newest form: every migration once, in order, in the caller's transaction.
 
-    Returns the names of those that were missing. When none is, a role that may not change the form is enough.
+    Returns the names of those that were missing. When none is, a role that may not change the form is enough. Raises
+    InvalidInput for a database that a newer release has changed: this one would not keep what that one relies on.
     """
     lock(connection, "modelledger")
     migrations.create(connection, checkfirst=True)
     applied = set(connection.execute(migrations.select()).scalars())
+    if unknown := sorted(applied - MIGRATIONS.keys()):
+        raise InvalidInput(f"the database was changed by a newer release ({', '.join(unknown)}); update this one")
     missing = [name for name in MIGRATIONS if name not in applied]
     for name in missing:
         MIGRATIONS[name](connection)

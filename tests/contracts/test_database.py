@@ -103,3 +103,11 @@ def test_what_was_being_written_when_its_store_was_closed_is_written(store_facto
     again = store_factory.reopen(log.store)
     assert again.head.size == appended.size
     assert verify_whole_log(again) == appended.size
+
+
+def test_a_database_of_a_newer_release_is_not_touched(store_factory: StoreFactory) -> None:
+    log = Log(store_factory())
+    with log.store._writer.begin() as connection:
+        connection.execute(text("INSERT INTO migrations VALUES ('m999_tomorrow')"))
+    with pytest.raises(InvalidInput, match=r"newer release \(m999_tomorrow\); update this one"):
+        store_factory.reopen(log.store)

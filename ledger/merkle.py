@@ -261,12 +261,12 @@ class StoredTile(bytes):
 def tile_nodes(hashes: bytes) -> bytes:
     """The roots of a tile's complete groups of 16 hashes, one after another: layer 4 of the subtrees in a tile."""
     groups = range(0, len(hashes) - len(hashes) % _GROUP, _GROUP)
-    return b"".join([_group_layers(bytes(hashes[i : i + _GROUP]))[NODE_HEIGHT] for i in groups])
+    return b"".join([group_layers(bytes(hashes[i : i + _GROUP]))[NODE_HEIGHT] for i in groups])
 
 
 def tile_root(hashes: bytes) -> bytes:
     """The root of a full tile."""
-    return _group_layers(tile_nodes(hashes))[NODE_HEIGHT]
+    return group_layers(tile_nodes(hashes))[NODE_HEIGHT]
 
 
 class _Tile:
@@ -292,14 +292,14 @@ class _Tile:
             hashes = bytes(tile[_GROUP * group : _GROUP * (group + 1)])
         else:
             hashes = tile.nodes if isinstance(tile, StoredTile) else tile_nodes(tile)
-        layers = self._groups[group] = _group_layers(hashes)
+        layers = self._groups[group] = group_layers(hashes)
         return layers
 
 
 # A pure function of its bytes, so remembering it needs no invalidation. 16,384 groups are 25 MB at most and cover
 # 250,000 leaves; of the tile at a tree's edge, which grows with every commit, only the last one is new.
 @lru_cache(maxsize=16_384)
-def _group_layers(hashes: bytes) -> tuple[bytes, ...]:
+def group_layers(hashes: bytes) -> tuple[bytes, ...]:
     """The layers over at most 16 hashes, themselves first: layer k holds the roots of complete subtrees of 2^k."""
     return _layers(hashes)
 

@@ -32,7 +32,7 @@ from ledger.envelope import Signer
 from ledger.errors import DamagedLog
 from ledger.event_pages import list_page
 from ledger.founding import found
-from ledger.merkle import TILE_WIDTH, _group_layers, inclusion_proof, leaf_hash, tile_nodes, verify_inclusion
+from ledger.merkle import TILE_WIDTH, group_layers, inclusion_proof, leaf_hash, tile_nodes, verify_inclusion
 from ledger.note import LogSigner
 from ledger.registry_view import REGISTRY_VIEW
 from ledger.signers import actor_signers, log_signer
@@ -187,7 +187,7 @@ class _Log:
         def prove_cold(position: int) -> None:
             """When no tile, and nothing computed from one, is in this process's memory."""
             tile_nodes.cache_clear()
-            _group_layers.cache_clear()
+            group_layers.cache_clear()
             with closing(FullTiles(engine)) as full:
                 inclusion_proof(LogTiles(full, head.edge), position, head.size)
 

@@ -64,7 +64,7 @@ class Driver:
         return found
 
     def write(self, statement: Statement, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Execute an INSERT for each row, if there is any."""
+        """Execute once for each row, if there is any; for several rows it must be an INSERT."""
         if not rows:
             return
         text = self._text(statement)

@@ -39,7 +39,6 @@ from ledger.view_store import ViewRows
 from ledger.writing import Head, Writing
 
 RARE = 1_000  # events
-PIECE = 500  # positions asked for in one statement
 FULL_TILES_CACHED = 4_096  # 34 MiB
 log = logging.getLogger("modelledger.store")
 
@@ -149,12 +148,11 @@ class Store:
 
     def get_all(self, positions: Iterable[int]) -> list[StoredRow]:
         """The events at these positions, by position. Raises NotFound when there is none at one of them."""
-        wanted, found = sorted(set(positions)), []
-        for start in range(0, len(wanted), PIECE):
-            found += self._read(EVENT_COLUMNS.where(tables.events.c.position.in_(wanted[start : start + PIECE])))
-        if len(found) != len(wanted):
-            missing = min(set(wanted) - {row.position for row in found})
-            raise NotFound(f"there is no event {missing}; the log has {self.head.size}")
+        wanted, found = set(positions), []
+        for some in tables.pieces(wanted):
+            found += self._read(EVENT_COLUMNS.where(tables.events.c.position.in_(some)))
+        if missing := wanted - {row.position for row in found}:
+            raise NotFound(f"there is no event {min(missing)}; the log has {self.head.size}")
         return sorted(found)
 
     def get_by_id(self, event_id: str) -> StoredRow:

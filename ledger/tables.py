@@ -8,6 +8,7 @@ hashes. Everything under `view_` can be dropped and rebuilt from events.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -33,6 +34,8 @@ from sqlalchemy import (
 from ledger import group_tables
 from ledger.errors import InvalidInput
 from ledger.merkle import tile_nodes
+
+Value = TypeVar("Value", str, int)
 
 metadata = MetaData()
 
@@ -150,7 +153,7 @@ def lock(connection: Connection, name: str) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))
 
 
-def pieces(values: Iterable[str], size: int = 500) -> Iterator[list[str]]:
+def pieces(values: Iterable[Value], size: int = 500) -> Iterator[list[Value]]:
     """Lists short enough for one IN (...) on every database."""
     everything = sorted(set(values))
     for start in range(0, len(everything), size):

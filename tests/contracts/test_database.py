@@ -6,6 +6,7 @@ import asyncio
 import logging
 from pathlib import Path
 
+import psycopg
 import pytest
 from modelledger.ledger.v1 import ledger_pb2
 from sqlalchemy import BigInteger, text
@@ -111,3 +112,21 @@ def test_a_database_of_a_newer_release_is_not_touched(store_factory: StoreFactor
         connection.execute(text("INSERT INTO migrations VALUES ('m999_tomorrow')"))
     with pytest.raises(InvalidInput, match=r"newer release \(m999_tomorrow\); update this one"):
         store_factory.reopen(log.store)
+
+
+def test_postgresql_answers_every_message_of_a_batch(
+    postgresql_stores: StoreFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that is stopped while it waits for no answer would hold the log's lock for ever."""
+
+    def pipeline(*_: object) -> None:
+        raise AssertionError("psycopg's executemany sends rows without waiting for answers")
+
+    monkeypatch.setattr(psycopg.Cursor, "executemany", pipeline)
+    log = Log(postgresql_stores())
+    log.append(*log.datasets(300))
+    with log.store.view("counting", write=True) as rows:
+        for number in range(300):
+            rows.put(f"row/{number}", b"x")
+        rows.advance(log.store.head.size)
+    assert verify_whole_log(log.store) == log.store.head.size

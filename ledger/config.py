@@ -13,7 +13,7 @@ from ledger.kit.serve import Listening
 class LedgerConfig(Listening):
     """How the ledger process runs.
 
-    data:      directory of everything it keeps: keys/, artifacts/, log.db
+    data:      directory of everything it keeps: keys/, artifacts/, log.db, log-views.db
     database:  SQLAlchemy URL; empty for SQLite at data/log.db
     listen:    gRPC address
     http:      address of the static reads

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
-from ledger import group_tables, tables
+from ledger import group_tables, tables, view_tables
 from ledger.database import driver_errors, writer_engine
 from ledger.errors import InvalidInput, Refused
 
-_TABLES = (*tables.metadata.tables, *group_tables.metadata.tables)
+_TABLES = (*tables.metadata.tables, *group_tables.metadata.tables, *view_tables.metadata.tables)
 _APPEND_ONLY = (*tables.IMMUTABLE, "cosignatures")
 _RIGHTS = {table: "SELECT, INSERT, UPDATE, DELETE" for table in _TABLES}
 _RIGHTS |= {table: "SELECT, INSERT" for table in _APPEND_ONLY}

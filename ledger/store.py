@@ -29,13 +29,13 @@ from sqlalchemy.exc import DBAPIError
 
 from ledger import tables
 from ledger.checkpoint import open_checkpoint
-from ledger.database import WriteTransactions, driver_errors, flush_again, reader_engine, writer_engine
+from ledger.database import WriteTransactions, driver_errors, flush_again, reader_engine
 from ledger.driver import Driver, Reader, Statement
 from ledger.edge import Edge, LogTiles
 from ledger.errors import Damaged, DamagedLog, NotFound, OtherLog
 from ledger.merkle import NODES_SIZE, TILE_WIDTH, StoredTile, Tile, leaf_hash, root_from_tiles
 from ledger.note import LogSigner, NoteError
-from ledger.view_store import ViewRows
+from ledger.view_store import ViewStore
 from ledger.writing import Head, Writing
 
 RARE = 1_000  # events
@@ -65,7 +65,7 @@ class Store:
         self._at = at
         self._writer = WriteTransactions(url)
         self._reader = reader_engine(url)
-        self._view_writer = writer_engine(url, synchronous="NORMAL")
+        self.views = ViewStore(url)
         self._lock = threading.Lock()
         self._in_doubt = False  # whether a commit failed since the database was last verified
         self._changed = threading.Condition()
@@ -243,26 +243,8 @@ class Store:
     def close(self) -> None:
         self._writer.close()
         self.full_tiles.close()
-        for engine in (self._reader, self._view_writer):
-            engine.dispose()
-
-    # Views
-
-    @contextmanager
-    def view(self, name: str, *, write: bool = False) -> Iterator[ViewRows]:
-        """A view's rows in one snapshot; with `write` the changes made to them are written at the end.
-
-        Not flushed to disk: a view can always be rebuilt. Raises ViewMoved, with nothing written, when another
-        process has folded the same events meanwhile.
-        """
-        with driver_errors():
-            with self._reader.begin() as connection:
-                rows = ViewRows(connection, name)
-                yield rows
-            if write:
-                with self._view_writer.begin() as connection:
-                    tables.lock(connection, f"view {name}")
-                    rows.write(connection)
+        self._reader.dispose()
+        self.views.close()
 
     # Start-up, and following other processes
 

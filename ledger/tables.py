@@ -2,7 +2,7 @@
 
 events, tiles, checkpoints and cosignatures are append-only: the database itself refuses UPDATE and DELETE. tiles
 holds only full tiles (256 hashes) with their nodes (ledger/merkle.py); the right edge of the tree is rebuilt from leaf
-hashes. Everything under `view_` can be dropped and rebuilt from events.
+hashes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sqlalchemy import (
     text,
 )
 
-from ledger import group_tables
+from ledger import group_tables, view_tables
 from ledger.errors import InvalidInput
 from ledger.merkle import tile_nodes
 
@@ -41,7 +41,6 @@ metadata = MetaData()
 
 # Text is compared and sorted by its bytes on every database; only PostgreSQL has to be told.
 STREAM = String(600).with_variant(String(600, collation="C"), "postgresql")
-VIEW_KEY = String(1000).with_variant(String(1000, collation="C"), "postgresql")
 # In SQLite a key of type INTEGER, and of no other, is the row's own number and needs no index beside the table
 # (https://www.sqlite.org/lang_createtable.html#rowid). Databases made before this was so have one, and work as well.
 ROW_NUMBER = BigInteger().with_variant(Integer, "sqlite")
@@ -103,20 +102,6 @@ cosignatures = Table(
     Column("witness", STREAM, primary_key=True),
     Column("key_id", String(8), primary_key=True),
     Column("line", LargeBinary, nullable=False),
-)
-
-view_rows = Table(
-    "view_rows",
-    metadata,
-    Column("view", String(64), primary_key=True),
-    Column("key", VIEW_KEY, primary_key=True),
-    Column("document", LargeBinary, nullable=False),
-)
-view_positions = Table(
-    "view_positions",
-    metadata,
-    Column("view", String(64), primary_key=True),
-    Column("next_position", BigInteger, nullable=False),
 )
 
 migrations = Table("migrations", metadata, Column("name", String(64), primary_key=True))
@@ -226,10 +211,26 @@ def _m005_nodes(connection: Connection) -> None:
     _refuse_changes(connection, "tiles")
 
 
+def _m006_views(connection: Connection) -> None:
+    tables = view_tables.metadata.tables
+    if connection.dialect.name == "sqlite":  # they have a file of their own now
+        for name in tables:
+            connection.execute(text(f"DROP TABLE IF EXISTS {name}"))
+        return
+    view_tables.metadata.create_all(connection, checkfirst=True)
+    if "last_id" in {column["name"] for column in inspect(connection).get_columns("view_positions")}:
+        return
+    connection.execute(text("ALTER TABLE view_positions ADD COLUMN last_id VARCHAR(64) NOT NULL DEFAULT ''"))
+    position = view_tables.view_positions.c
+    last = select(events.c.id).where(events.c.position == position.next_position - 1).scalar_subquery()
+    connection.execute(view_tables.view_positions.update().where(position.next_position > 0).values(last_id=last))
+
+
 MIGRATIONS: dict[str, Callable[[Connection], None]] = {
     "m001_initial": _m001_initial,
     "m002_cosignatures": _m002_cosignatures,
     "m003_groups": _m003_groups,
     "m004_lengths": _m004_lengths,
     "m005_nodes": _m005_nodes,
+    "m006_views": _m006_views,
 }

@@ -28,7 +28,7 @@ class ViewReader:
         return await asyncio.to_thread(self._query, query, position)
 
     def _query(self, query: Callable[[ViewRows], Answer], position: int) -> Answer:
-        with self._store.view(self._name) as rows:
+        with self._store.views.open(self._name) as rows:
             if rows.next_position < position:
                 raise Unreachable(f"the view {self._name!r} is being rebuilt; retry in a moment")
             return query(rows)

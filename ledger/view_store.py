@@ -1,22 +1,31 @@
-"""What a view keeps in the database: canonical documents by key, and the position it has folded so far.
+"""What a view keeps: canonical documents by key, and the position it has folded so far.
+
+    views = ViewStore("sqlite:///log.db")
+    with views.open("registry", write=True) as rows:
+        rows.put(key, document)
+        rows.advance(position, last_id)
 
 Reads come from one snapshot; changes are gathered in memory and written at the end in one short transaction, so
-that folding a batch does not keep the log's writer waiting.
+that folding a batch keeps nobody waiting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 from sqlalchemy import Connection, select
 
-from ledger import tables
+from ledger import view_tables
+from ledger.database import driver_errors, reader_engine, writer_engine
 from ledger.driver import Driver, Statement
-from ledger.tables import begins_with
+from ledger.errors import Damaged, DamagedLog
+from ledger.tables import begins_with, lock
 
 MAX_SCAN = 1_000
 
-_POSITION = Statement("SELECT next_position FROM view_positions WHERE view = ?")
+_PLACE = Statement("SELECT next_position, last_id FROM view_positions WHERE view = ?")
 _ONE = Statement("SELECT document FROM view_rows WHERE view = ? AND key = ?")
 _MANY = Statement("SELECT key, document FROM view_rows WHERE view = ? AND key IN (SELECT value FROM {given})")
 _CLEAR = Statement("DELETE FROM view_rows WHERE view = ?")
@@ -25,13 +34,74 @@ _PUT = Statement(
     "ON CONFLICT (view, key) DO UPDATE SET document = excluded.document"
 )
 _MOVE = Statement(
-    "INSERT INTO view_positions (view, next_position) VALUES (?, ?) "
-    "ON CONFLICT (view) DO UPDATE SET next_position = excluded.next_position"
+    "INSERT INTO view_positions (view, next_position, last_id) VALUES (?, ?, ?) "
+    "ON CONFLICT (view) DO UPDATE SET next_position = excluded.next_position, last_id = excluded.last_id"
 )
 
 
 class ViewMoved(Exception):
     """Another process folded the same events first."""
+
+
+class Place(NamedTuple):
+    """How many events are folded, and the id of the last of them; empty for none."""
+
+    next_position: int
+    last_id: str
+
+
+NOWHERE = Place(0, "")
+
+
+class ViewStore:
+    """The views of the log in a database."""
+
+    def __init__(self, url: str) -> None:
+        url = view_tables.views_url(url)
+        self._reader = reader_engine(url)
+        self._writer = writer_engine(url, synchronous="NORMAL")
+        self._there = self._writer.dialect.name != "sqlite"  # ledger/tables.py makes PostgreSQL's tables
+
+    @contextmanager
+    def open(self, name: str, *, write: bool = False) -> Iterator[ViewRows]:
+        """A view's rows in one snapshot; with `write` the changes made to them are written at the end.
+
+        Not flushed to disk: a view can always be rebuilt. Raises ViewMoved, with nothing written, when another
+        process has folded the same events meanwhile; Damaged when the file of the views is.
+        """
+        with self._errors():
+            self._make()
+            with self._reader.begin() as connection:
+                rows = ViewRows(connection, name)
+                yield rows
+            if write:
+                with self._writer.begin() as connection:
+                    lock(connection, f"view {name}")
+                    rows.write(connection)
+
+    def close(self) -> None:
+        for engine in (self._reader, self._writer):
+            engine.dispose()
+
+    def _make(self) -> None:
+        """The tables of a file that does not have them yet."""
+        if not self._there:
+            with self._writer.begin() as connection:
+                view_tables.metadata.create_all(connection, checkfirst=True)
+            self._there = True
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            with driver_errors():
+                yield
+        except DamagedLog as error:
+            if self._writer.dialect.name != "sqlite":
+                raise
+            raise Damaged(
+                "the file of the ledger's views, beside its database, is damaged or cannot be read: stop the ledger, "
+                "delete the file, and it is made again from the events"
+            ) from error
 
 
 class ViewRows:
@@ -41,25 +111,28 @@ class ViewRows:
         self._connection = connection
         self._driver = Driver(connection)
         self._view = view
-        self._start: int | None = None
-        self._next: int | None = None
+        self._start: Place | None = None
+        self._next: Place | None = None
         self._changed: dict[str, bytes] = {}
         self._seen: dict[str, bytes | None] = {}
         self._cleared = False
 
     @property
-    def next_position(self) -> int:
-        """How many events are folded."""
+    def place(self) -> Place:
+        """How far the view is."""
         if self._next is not None:
             return self._next
-        self._start = _position(self._driver, self._view)
+        self._start = _place(self._driver, self._view)
         return self._start
 
-    def advance(self, next_position: int) -> None:
-        """The changes of this transaction are those of all events before `next_position`."""
-        if self._start is None:
-            self._start = self.next_position
-        self._next = next_position
+    @property
+    def next_position(self) -> int:
+        """How many events are folded."""
+        return self.place.next_position
+
+    def advance(self, next_position: int, last_id: str) -> None:
+        """The changes of this transaction are those of all events before `next_position`; the last one has this id."""
+        self._move(Place(next_position, last_id))
 
     def get(self, key: str) -> bytes | None:
         if key in self._changed:
@@ -82,7 +155,7 @@ class ViewRows:
         self, prefix: str, *, after: str = "", limit: int = MAX_SCAN, descending: bool = False
     ) -> list[tuple[str, bytes]]:
         """Rows whose key begins with `prefix`, by key, beyond `after` in that order."""
-        column = tables.view_rows.c
+        column = view_tables.view_rows.c
         key = column.key
         query = select(key, column.document).where(column.view == self._view, begins_with(key, prefix))
         if after:
@@ -101,22 +174,27 @@ class ViewRows:
 
     def clear(self) -> None:
         """Forget the view; it is rebuilt from position 0."""
-        self._start, self._next, self._cleared = self.next_position, 0, True
-        self._changed, self._seen = {}, {}
+        self._move(NOWHERE)
+        self._changed, self._seen, self._cleared = {}, {}, True
 
     def write(self, connection: Connection) -> None:
         """Write the changes in the caller's transaction. Raises ViewMoved."""
         if self._next is None:
             return
         driver = Driver(connection)
-        if _position(driver, self._view) != self._start:
+        if _place(driver, self._view) != self._start:
             raise ViewMoved(f"view {self._view!r} is not at {self._start} any more")
         if self._cleared:
             driver.write(_CLEAR, [(self._view,)])
         driver.write(_PUT, [(self._view, key, document) for key, document in sorted(self._changed.items())])
-        driver.write(_MOVE, [(self._view, self._next)])
+        driver.write(_MOVE, [(self._view, *self._next)])
+
+    def _move(self, place: Place) -> None:
+        if self._start is None:
+            self._start = self.place
+        self._next = place
 
 
-def _position(driver: Driver, view: str) -> int:
-    found = driver.rows(_POSITION, view)
-    return found[0][0] if found else 0
+def _place(driver: Driver, view: str) -> Place:
+    found = driver.rows(_PLACE, view)
+    return Place(*found[0]) if found else NOWHERE

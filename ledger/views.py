@@ -115,7 +115,7 @@ class ViewRunner:
         forgotten = False
         while not forgotten:
             with suppress(ViewMoved):
-                with self._store.view(self.name, write=True) as rows:
+                with self._store.views.open(self.name, write=True) as rows:
                     rows.clear()
                 forgotten = True
         self.position = 0
@@ -169,7 +169,7 @@ class ViewRunner:
                 events.append((row, read_event(row)))
             except Exception as error:
                 raise self._not_taken_in(row) from error
-        with self._store.view(self.name, write=True) as rows:
+        with self._store.views.open(self.name, write=True) as rows:
             if rows.next_position != self.position:
                 raise ViewMoved(f"view {self.name!r} is at {rows.next_position}, not at {self.position}")
             rows.fetch(key for _, event in events for key in self._keys(event))
@@ -180,7 +180,7 @@ class ViewRunner:
                     raise
                 except Exception as error:
                     raise self._not_taken_in(row) from error
-            rows.advance(stop)
+            rows.advance(stop, events[-1][0].id)
         with self._changed:
             self.position = stop
             self._hindrance = ""
@@ -195,12 +195,12 @@ class ViewRunner:
         )
 
     def _read_position(self) -> int:
-        with self._store.view(self.name) as rows:
-            position = rows.next_position
+        """Where the view is; it begins again when what it has folded are not the first events of this log."""
+        with self._store.views.open(self.name) as rows:
+            position, last_id = rows.place
         self._store.refresh()  # afterwards: what another process has folded is in the log by now
-        if position > self._store.head.size:
-            raise Damaged(
-                f"the view {self.name!r} has folded {position} events, but the log has {self._store.head.size}; "
-                "the log was replaced by an older one: restore it, or delete the view's rows to rebuild them"
-            )
-        return position
+        if not position or (position <= self._store.head.size and self._store.get(position - 1).id == last_id):
+            return position
+        _log.warning("view %s: it holds another log, or more than this one has: it is folded again", self.name)
+        self._forget()
+        return 0

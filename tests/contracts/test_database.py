@@ -125,8 +125,8 @@ def test_postgresql_answers_every_message_of_a_batch(
     monkeypatch.setattr(psycopg.Cursor, "executemany", pipeline)
     log = Log(postgresql_stores())
     log.append(*log.datasets(300))
-    with log.store.view("counting", write=True) as rows:
+    with log.store.views.open("counting", write=True) as rows:
         for number in range(300):
             rows.put(f"row/{number}", b"x")
-        rows.advance(log.store.head.size)
+        rows.advance(log.store.head.size, "last")
     assert verify_whole_log(log.store) == log.store.head.size

@@ -27,7 +27,7 @@ def _count(event: Event, index: int, rows: ViewRows) -> None:
 
 
 def _folded(store: Store) -> list[tuple[str, bytes]]:
-    with store.view("counting") as rows:
+    with store.views.open("counting") as rows:
         return rows.scan("")
 
 

@@ -9,13 +9,13 @@ from ledger.store import Store
 
 def test_view_rows_scan_by_bytes(store: Store) -> None:
     keys = ["a/B", "a/a", "a/Z", "a/é", "a/_", "a/10", "a/9", "b/1", "A/1", "a0"]
-    with store.view("v", write=True) as rows:
+    with store.views.open("v", write=True) as rows:
         for key in keys:
             rows.put(key, key.encode())
         rows.put("a/9", b"again")
-        rows.advance(1)
+        rows.advance(1, "a")
     inside = sorted((key for key in keys if key.startswith("a/")), key=str.encode)
-    with store.view("v") as rows:
+    with store.views.open("v") as rows:
         found = rows.scan("a/")
         assert [key for key, _ in found] == inside
         assert dict(found)["a/9"] == b"again"
@@ -28,44 +28,44 @@ def test_view_rows_scan_by_bytes(store: Store) -> None:
 
 
 def test_a_view_and_its_position_change_together_or_not_at_all(store: Store) -> None:
-    with store.view("v", write=True) as rows:
+    with store.views.open("v", write=True) as rows:
         rows.put("k", b"1")
-        rows.advance(1)
+        rows.advance(1, "a")
 
     def fail_half_way() -> None:
-        with store.view("v", write=True) as rows:
+        with store.views.open("v", write=True) as rows:
             rows.put("k", b"2")
-            rows.advance(2)
+            rows.advance(2, "b")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail_half_way()
-    with store.view("v") as rows, store.view("other") as other:
+    with store.views.open("v") as rows, store.views.open("other") as other:
         assert (rows.get("k"), rows.next_position) == (b"1", 1)
         assert (other.get("k"), other.next_position) == (None, 0)
 
 
 def test_a_reader_of_a_view_keeps_its_snapshot(store: Store) -> None:
-    with store.view("v", write=True) as rows:
+    with store.views.open("v", write=True) as rows:
         rows.put("k", b"1")
-        rows.advance(1)
-    with store.view("v") as reader:
+        rows.advance(1, "a")
+    with store.views.open("v") as reader:
         assert reader.get("k") == b"1"
-        with store.view("v", write=True) as writer:
+        with store.views.open("v", write=True) as writer:
             writer.put("k", b"2")
-            writer.advance(5)
+            writer.advance(5, "e")
         assert (reader.get("k"), reader.next_position) == (b"1", 1)
-    with store.view("v") as reader:
+    with store.views.open("v") as reader:
         assert (reader.get("k"), reader.next_position) == (b"2", 5)
 
 
 def test_clear_forgets_one_view(store: Store) -> None:
     for name in ("v", "w"):
-        with store.view(name, write=True) as rows:
+        with store.views.open(name, write=True) as rows:
             rows.put("k", b"1")
-            rows.advance(3)
-    with store.view("v", write=True) as rows:
+            rows.advance(3, "c")
+    with store.views.open("v", write=True) as rows:
         rows.clear()
-    with store.view("v") as cleared, store.view("w") as kept:
+    with store.views.open("v") as cleared, store.views.open("w") as kept:
         assert (cleared.scan(""), cleared.next_position) == ([], 0)
         assert (kept.scan(""), kept.next_position) == ([("k", b"1")], 3)

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from ledger.committer import Appended, Committer, Request
 from ledger.errors import NotFound, Unreachable
+from ledger.group_store import Group, GroupStore
 from ledger.statement import Event
 from ledger.store import Store
 from tests.databases import log_signer
@@ -73,25 +74,24 @@ def write_all(url: str, requests: Sequence[Request], marks: Path, go: Connection
     """Append the requests one by one, each until it is acknowledged, and leave without closing anything.
 
     Marks in the file: its number in the list when a request was acknowledged. Before each one something is written
-    that is not flushed, as views and consumer groups do.
+    that is not flushed, as consumer groups do.
     """
     go.recv()
     file = os.open(marks, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     store = _insist(lambda: Store(url, log_signer()))
     with store._writer.begin() as connection:  # the committer has the same one
         connection.exec_driver_sql("PRAGMA wal_autocheckpoint=24")
-    committer = Committer(store)
+    committer, groups = Committer(store), GroupStore(url)
     for number, request in enumerate(requests):
-        _insist(lambda: _write_unflushed(store))
+        _insist(lambda number=number: _write_unflushed(groups, f"group{number}"))
         _insist(lambda request=request: committer.append(request))
         os.write(file, b"%d\n" % number)
     os._exit(0)
 
 
-def _write_unflushed(store: Store) -> None:
-    with store.view("faults", write=True) as rows:
-        rows.put("row", os.urandom(100))
-        rows.advance(rows.next_position + 1)
+def _write_unflushed(groups: GroupStore, name: str) -> None:
+    if not groups.add(Group(name, "", (), 0, 1, 1, 0), most=1_000_000):
+        raise AssertionError("there is no room for another group")
 
 
 def _insist(ask: Callable[[], T]) -> T:

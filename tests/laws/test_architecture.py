@@ -59,6 +59,7 @@ DATABASE = {
     "store_recorder",
     "tables",
     "view_store",
+    "view_tables",
     "views",
     "whole_log",
     "witness/state",

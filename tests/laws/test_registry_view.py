@@ -102,7 +102,7 @@ class History:
         view.stop()
 
     def rows(self) -> tuple[int, list[tuple[str, bytes]]]:
-        with self.story.store.view(REGISTRY_VIEW) as rows:
+        with self.story.store.views.open(REGISTRY_VIEW) as rows:
             return rows.next_position, list(everything(rows, ""))
 
 
@@ -129,7 +129,7 @@ def test_a_rebuilt_view_has_the_same_bytes(script: list[tuple[Any, ...]], batch:
 @few
 @given(script=steps)
 def test_versions_are_in_order_and_at_most_one_is_active(script: list[tuple[Any, ...]]) -> None:
-    with played(script) as history, history.story.store.view(REGISTRY_VIEW) as rows:
+    with played(script) as history, history.story.store.views.open(REGISTRY_VIEW) as rows:
         for model, made in history.versions.items():
             name = ModelName(ORG, model)
             documents = [strict_json.loads(d) for _, d in everything(rows, f"version/{name}/")]
@@ -162,7 +162,7 @@ def test_exactly_the_descendants_of_what_was_revoked_are_tainted(script: list[tu
         def bad(sha256: str) -> bool:
             return sha256 in revoked or any(bad(parent) for parent in parents.get(sha256, ()))
 
-        with store.view(REGISTRY_VIEW) as rows:
+        with store.views.open(REGISTRY_VIEW) as rows:
             for key, document in everything(rows, "node/"):
                 assert is_revoked(strict_json.loads(document)) == bad(key.removeprefix("node/"))
 
@@ -179,7 +179,7 @@ def test_taint_goes_down_every_step_and_into_what_is_made_later() -> None:
         story.revoke(ORG, "a", "v1.0", made[:1])
         made += story.train("d", base, history.data, made[-1:])
         history.catch_up()
-        with story.store.view(REGISTRY_VIEW) as rows:
+        with story.store.views.open(REGISTRY_VIEW) as rows:
             assert [is_revoked(node(rows, adapter.sha256)) for adapter in made] == [True] * 4
             assert not is_revoked(node(rows, base[0].sha256))
         story.store.close()

@@ -44,7 +44,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch) -> None:
 def _rows(data: Path) -> tuple[int, list[tuple[str, bytes]]]:
     store = Store(f"sqlite:///{data / 'log.db'}", log_signer(data / "keys", "test.log"))
     try:
-        with store.view(REGISTRY_VIEW) as rows:
+        with store.views.open(REGISTRY_VIEW) as rows:
             return rows.next_position, rows.scan("", limit=10_000)
     finally:
         store.close()

@@ -129,8 +129,8 @@ class _Log:
         # Reads first: what is appended next is written through the same caches.
         costs |= self._floors(calls) | self._reads(store, calls) | self._proofs(store, calls)
         costs |= self._appends(store, calls)
-        with store.view(REGISTRY_VIEW, write=True) as rows:  # it could not read what fills the log
-            rows.advance(store.head.size)
+        with store.views.open(REGISTRY_VIEW, write=True) as rows:  # it could not read what fills the log
+            rows.advance(store.head.size, store.get(store.head.size - 1).id)
         store.close()
         return costs | self._served_proofs(calls)
 

@@ -23,7 +23,7 @@ from ledger.errors import EventTooLarge, InvalidInput, Overloaded
 MAX_REQUEST = 1_000  # events in one request
 MAX_BATCH = 256  # events in one transaction, unless a single request has more; more would make none cheaper
 UNDER_WAY = 3  # batches: one that is written, one that the writer has begun with, and one that is on its way there
-WORTH_BEGINNING = 64  # events; fewer wait until the writer has nothing to do, and more of them come together
+WORTH_BEGINNING = 32  # events; fewer wait until the writer has nothing to do, and more of them come together
 MAX_QUEUED = 10_000  # events waiting
 FIRST_RATE = 1_000.0  # events a second that are expected of the writer before it has written any
 KEPT = 0.8  # of what was measured before, with each batch: about the last ten count

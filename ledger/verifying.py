@@ -35,8 +35,9 @@ Verdicts = Callable[[], list[bool]]
 """Waits for the verdicts; to be called once."""
 Verify = Callable[[Sequence[Check]], Verdicts]
 
-WORTH_SHARING = 64  # checks; fewer are done before a helper has woken up
-PIECE = 16  # checks
+WORTH_SHARING = 64  # checks, with one helper, whose core has the rest of the ledger to do as well
+WORTH_SHARING_AMONG_MORE = 16  # checks; fewer are done before a helper has woken up
+PIECE = 8  # checks
 MAX_UNANSWERED = 1 << 20  # bytes that one helper is asked, more than PIECE of the largest entries have
 BUSY = 2  # pieces that a helper has when it never waits for the next one
 PATIENCE = 5.0  # seconds for one piece, which takes a thousandth of that
@@ -70,11 +71,12 @@ class AllCores:
 
     def __init__(self, helpers: int | None = None) -> None:
         self._wanted = min(len(os.sched_getaffinity(0)) - 1, MOST_HELPERS) if helpers is None else helpers
+        self._worth_sharing = WORTH_SHARING if self._wanted == 1 else WORTH_SHARING_AMONG_MORE
         self.helpers: list[Helper] = []
         self._started_at = -REST  # on the monotonic clock
 
     def __call__(self, checks: Sequence[Check]) -> Verdicts:
-        if len(checks) < WORTH_SHARING or not self._wanted:
+        if len(checks) < self._worth_sharing or not self._wanted:
             return verify_alone(checks)
         self.start()
         left: list[_Piece] = []

@@ -67,15 +67,7 @@ class Companion:
 
     async def _running(self) -> _Process:
         if self._process is None or self._process.ended:
-            process = _Process(
-                self._module,
-                await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", self._module, str(os.getpid())),
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-                ),
-            )
+            process = await _Process.start(self._module)
             try:
                 await process.ask(self._settings)
             except BaseException:
@@ -85,21 +77,43 @@ class Companion:
         return self._process
 
 
-class _Process:
+class _Process(asyncio.Protocol):
     """One child, from its start to its end."""
 
-    def __init__(self, module: str, process: asyncio.subprocess.Process) -> None:
-        if process.stdin is None or process.stdout is None:
-            raise ValueError("a companion needs pipes")
+    def __init__(self, module: str, child: asyncio.subprocess.Process, questions: asyncio.WriteTransport) -> None:
         self._module = module
-        self._process = process
-        self._questions, self._answers = process.stdin, process.stdout
-        with contextlib.suppress(OSError):  # one user's pipes have a limit, pipe(7): a smaller one is only slower
-            # A question waits whole in the pipe, whatever the child and this loop are doing.
-            fcntl.fcntl(process.stdin.transport.get_extra_info("pipe"), fcntl.F_SETPIPE_SZ, PIPE)
+        self._child = child
+        self._questions = questions
+        self._answers = Incoming()
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self.ended = False
-        self._listening = asyncio.create_task(self._listen())
+        self._over = asyncio.Event()
+
+    @classmethod
+    async def start(cls, module: str) -> _Process:
+        loop = asyncio.get_running_loop()
+        (questions, asking), (answering, answers) = os.pipe(), os.pipe()
+        with contextlib.suppress(OSError):  # one user's pipes have a limit, pipe(7): a smaller one is only slower
+            # A question waits whole in the pipe, whatever the child and this loop are doing.
+            fcntl.fcntl(asking, fcntl.F_SETPIPE_SZ, PIPE)
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", module, str(os.getpid())),
+                stdin=questions,
+                stdout=answers,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            )
+        except BaseException:
+            os.close(asking)
+            os.close(answering)
+            raise
+        finally:
+            os.close(questions)
+            os.close(answers)
+        writing, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(asking, "wb", buffering=0))
+        process = cls(module, child, writing)
+        await loop.connect_read_pipe(lambda: process, os.fdopen(answering, "rb", buffering=0))
+        return process
 
     async def ask(self, question: Any) -> Any:
         if self.ended:
@@ -111,27 +125,30 @@ class _Process:
 
     async def close(self) -> None:
         self._questions.close()
-        await self._listening
+        await self._over.wait()
 
-    async def _listen(self) -> None:
-        with contextlib.suppress(OSError, EOFError):  # it ended
-            while True:
-                size = int.from_bytes(await self._answers.readexactly(4), "big")
-                answer = pickle.loads(await self._answers.readexactly(size))  # noqa: S301  # our own child wrote it
-                waiting = self._waiting.popleft()
-                if waiting.done():
-                    continue  # whoever asked has gone away
-                if isinstance(answer, Exception):
-                    waiting.set_exception(answer)
-                else:
-                    waiting.set_result(answer)
+    def data_received(self, data: bytes) -> None:
+        for answer in self._answers.add(data):
+            waiting = self._waiting.popleft()
+            if waiting.done():
+                continue  # whoever asked has gone away
+            if isinstance(answer, Exception):
+                waiting.set_exception(answer)
+            else:
+                waiting.set_result(answer)
+
+    def connection_lost(self, error: Exception | None) -> None:
         self.ended = True
-        code = await self._process.wait()
+        self._ending = asyncio.create_task(self._end())  # a task that nobody holds may vanish
+
+    async def _end(self) -> None:
+        code = await self._child.wait()
         if code:
             log.error("%s ended with exit code %d", self._module, code)
         for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_exception(self._gone())
+        self._over.set()
 
     def _gone(self) -> Unreachable:
         return Unreachable(f"the process {self._module} ended while it worked; retry in a moment")
@@ -198,12 +215,26 @@ def frame(value: Any) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
+class Incoming:
+    """Frames that come in pieces."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def add(self, data: bytes) -> Iterator[Any]:
+        """What is complete with these bytes."""
+        self._buffer += data
+        while len(self._buffer) >= (end := 4 + int.from_bytes(self._buffer[:4], "big")) > 4:
+            yield pickle.loads(self._buffer[4:end])  # noqa: S301  # a process of ours wrote it
+            del self._buffer[:end]
+
+
 class Frames:
     """What comes over a pipe."""
 
     def __init__(self, file: int) -> None:
         self._file = file
-        self._buffer = bytearray()
+        self._incoming = Incoming()
 
     def take(self, *, wait: bool) -> list[Any]:
         """Everything that is there; with `wait` one thing at least, or nothing at the pipe's end."""
@@ -212,11 +243,5 @@ class Frames:
             data = os.read(self._file, PIPE)
             if not data:
                 break
-            self._buffer += data
-            found += self._complete()
+            found += self._incoming.add(data)
         return found
-
-    def _complete(self) -> Iterator[Any]:
-        while len(self._buffer) >= (end := 4 + int.from_bytes(self._buffer[:4], "big")) > 4:
-            yield pickle.loads(self._buffer[4:end])  # noqa: S301  # a process of ours wrote it
-            del self._buffer[:end]

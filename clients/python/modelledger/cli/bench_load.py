@@ -87,7 +87,9 @@ def measure_append(events: int, callers: int, rounds: int, batch: int, streams: 
             "fsync": "every commit (SQLite, WAL, synchronous=FULL)",
             "signatures": "ECDSA P-256, signed beforehand, verified by the ledger",
             "proofs_verified": verified,  # one for each event, the warm-up's too, after the timing
-            "floor": "gRPC echo of the same bytes, same client" if floor_is_echo else "P-256 verified by one core",
+            "floor": "gRPC echo of the same bytes on asyncio's own loop, same client"
+            if floor_is_echo
+            else "P-256 verified by one core",
             "value_rounds": [round(rate, 1) for rate in appended],
             "floor_rounds": [round(rate, 1) for rate in floors],
             "cpus": len(os.sched_getaffinity(0)),

@@ -65,13 +65,17 @@ async def serve_floor(messages: Sequence[bytes] = ()) -> None:
     await server.stop(None)
 
 
-async def serve_ledger(data: Path, database: str = "") -> None:
+def serve_ledger(data: Path, database: str = "") -> None:
     from ledger.config import LedgerConfig
-    from ledger.kit.process import run
+    from ledger.kit.process import run, serve
     from ledger.wiring import LedgerPart
 
     config = LedgerConfig(data=data, database=database, listen="127.0.0.1:0", http="127.0.0.1:0")
-    await run([LedgerPart(config)], config.address(), lambda server, web: _ready(server.port))
+
+    async def ledger() -> None:
+        await run([LedgerPart(config)], config.address(), lambda server, web: _ready(server.port))
+
+    serve(ledger())
 
 
 def _ready(port: int) -> None:
@@ -80,5 +84,7 @@ def _ready(port: int) -> None:
 
 if __name__ == "__main__":
     what, *where = sys.argv[1:]
-    messages = _read_messages(Path(where[0])) if what == "stream" else []
-    asyncio.run(serve_ledger(Path(where[0]), *where[1:]) if what == "ledger" else serve_floor(messages))
+    if what == "ledger":
+        serve_ledger(Path(where[0]), *where[1:])
+    else:
+        asyncio.run(serve_floor(_read_messages(Path(where[0])) if what == "stream" else []))

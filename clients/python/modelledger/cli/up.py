@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import json
 import logging
@@ -65,6 +64,8 @@ def up(file: Path | None, data: Path | None, roots: tuple[Path, ...], as_json: b
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
+        from ledger.kit.process import serve
+
         configs = read_configs(file, data, roots, os.environ)
     except ModuleNotFoundError as error:
         install = "pip install 'modelledger[all]'"
@@ -72,7 +73,7 @@ def up(file: Path | None, data: Path | None, roots: tuple[Path, ...], as_json: b
             f"the services are not installed here ({error.name} is missing); run: {install}"
         ) from None
     with _only_one(configs.ledger.data):
-        asyncio.run(_serve(configs, as_json))
+        serve(_serve(configs, as_json))
 
 
 def read_configs(

@@ -159,6 +159,8 @@ class Store:
         found = self._read(EVENT_COLUMNS.where(tables.events.c.id == event_id))
         if not found:
             raise NotFound(f"there is no event with id {event_id}")
+        if found[0].position >= self.head.size:
+            self.refresh()  # another process has committed it just now; whoever knows of it reads on from there
         return found[0]
 
     def select(

@@ -24,7 +24,7 @@ from ledger.view_store import ViewMoved, ViewRows
 from ledger.views import ViewRunner
 from tests.audit import verify_whole_log
 from tests.databases import StoreFactory
-from tests.logs import ACTORS, Log, artifact, enrolment, in_process, signed, signer
+from tests.logs import ACTORS, Log, artifact, enrolment, event_of, in_process, signed, signer
 
 _FAQ = {"org": "acme", "name": "faq", "examples": 100, "band": "minimum"}
 
@@ -101,6 +101,16 @@ def test_a_view_that_another_process_has_just_folded_further_is_no_damage(
     monkeypatch.setattr(other, "refresh", refresh_and_then_others_go_on)
     for _ in range(2):
         ViewRunner(other, "counting", fold)
+
+
+def test_an_event_that_is_found_by_its_id_is_in_the_log_that_is_seen(log: Log, store_factory: StoreFactory) -> None:
+    """Whoever finds that an event is there already asks for its proof, or for what a view makes of it."""
+    other = store_factory.reopen(log.store)
+    entry = log.dataset()
+    (index,) = log.append(entry).indexes
+    assert other.head.size == index
+    assert other.get_by_id(event_of(entry).id).position == index
+    assert other.head.size == index + 1
 
 
 def test_another_process_sees_what_was_committed_when_it_looks(log: Log, store_factory: StoreFactory) -> None:

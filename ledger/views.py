@@ -163,6 +163,8 @@ class ViewRunner:
 
     def _fold_batch(self) -> None:
         stop = min(self.position + BATCH, self._store.head.size)
+        if stop == self.position:
+            return
         events = []
         for row in self._store.page(self.position, stop):
             try:

@@ -86,7 +86,6 @@ class _Process(asyncio.Protocol):
         self._questions = questions
         self._answers = Incoming()
         self._waiting: deque[asyncio.Future[Any]] = deque()
-        self.ended = False
         self._over = asyncio.Event()
 
     @classmethod
@@ -115,6 +114,11 @@ class _Process(asyncio.Protocol):
         await loop.connect_read_pipe(lambda: process, os.fdopen(answering, "rb", buffering=0))
         return process
 
+    @property
+    def ended(self) -> bool:
+        """Whether it can be asked nothing any more."""
+        return self._questions.is_closing()
+
     async def ask(self, question: Any) -> Any:
         if self.ended:
             raise self._gone()
@@ -138,7 +142,7 @@ class _Process(asyncio.Protocol):
                 waiting.set_result(answer)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.ended = True
+        self._questions.close()
         self._ending = asyncio.create_task(self._end())  # a task that nobody holds may vanish
 
     async def _end(self) -> None:

@@ -20,6 +20,7 @@ from modelledger.cli.child import environment
 from modelledger.ledger.v1 import ledger_pb2
 
 from ledger.errors import DamagedLog, ModelLedgerError, Unreachable
+from ledger.group_store import Group, GroupStore
 from ledger.kit.client import call
 from ledger.signers import log_signer
 from ledger.store import Store
@@ -107,7 +108,8 @@ def test_the_log_cannot_be_written(ledger: Ledger, fault: str) -> None:
 def test_the_log_cannot_be_read(ledger: Ledger) -> None:
     caller = Caller(ledger)
     newest = ledger_pb2.GetEventRequest(index=caller.size - 1)
-    ledger.datasets()  # the view has written, so that the writer must read again
+    with closing(GroupStore(f"sqlite:///{ledger.database}")) as groups:  # after which the writer must read again
+        assert groups.add(Group("others", "", (), 0, 1, 1, 0), most=10)
     [writer] = ledger.processes("ledger.writer")
     with strace(writer, inject=["pread64:error=EIO"], paths=_files(ledger.database)):
         caller.append()

@@ -44,6 +44,9 @@ _POSTGRESQL_TCP = {
 # Of one SQLite connection. The indexes of ten million events have about as much above their leaves; with SQLite's own
 # 2 MiB an append there costs a tenth more.
 CACHE_KIB = 64 << 10
+# After so many pages in its write-ahead log SQLite copies them into the file: a page that was written again and again
+# is copied once. With SQLite's own 1,000, batches took a twentieth longer.
+WAL_PAGES = 4_000
 _PIECE = 1 << 20  # bytes
 _DISK_FAILS = (
     "the disk of the ledger's database reports errors, nothing was acknowledged; look at the system's log, mend the "
@@ -203,6 +206,7 @@ def _sqlite(url: str, begin: str, synchronous: str, cache_kib: int = 2_000) -> E
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute(f"PRAGMA cache_size=-{cache_kib}")
+        connection.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}")
 
     @event.listens_for(engine, "begin")
     def begin_transaction(connection: Connection) -> None:

@@ -18,12 +18,13 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 from inference.generation import Done, Generation, Piece
 from ledger.errors import BY_REASON, ModelLedgerError, Unreachable
@@ -48,11 +49,9 @@ class Ready:
 class Engine:
     """One child process with one loaded model. Made by `start`, belongs to one event loop."""
 
-    def __init__(self, process: asyncio.subprocess.Process, path: Path) -> None:
-        if not (process.stdin and process.stdout and process.stderr):
-            raise ValueError("the process must have pipes")
+    def __init__(self, process: subprocess.Popen[bytes], pipes: _Pipes, path: Path) -> None:
         self._process = process
-        self._input, self._output, self._errors = process.stdin, process.stdout, process.stderr
+        self._pipes = pipes
         self._path = path
         self._last_words: deque[str] = deque(maxlen=20)
         self._answers: dict[str, asyncio.Queue[dict[str, Any]]] = {}
@@ -70,20 +69,23 @@ class Engine:
 
         Linux ends the child when the thread that started it ends: run the loop in a thread that outlives it.
         """
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "inference.engine",
-            str(os.getpid()),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=MAX_LINE,
+        # Popen starts it, whatever the loop: uvloop would fork with gRPC's threads and with every open file.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "inference.engine", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
             cwd=Path(__file__).parent.parent,
         )
-        engine = cls(process, path)
         try:
-            await engine._send(
+            engine = cls(process, await _Pipes.of(process), path)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        try:
+            engine._send(
                 {
                     "type": "load",
                     "path": str(path.absolute()),
@@ -124,7 +126,7 @@ class Engine:
         finished = False
         try:
             asked = {name: value for name, value in asdict(request).items() if value is not None}
-            await self._send({"type": "generate", "id": request_id, **asked})
+            self._send({"type": "generate", "id": request_id, **asked})
             while not finished:
                 message = await answers.get()
                 kind = message.pop("type")
@@ -141,26 +143,25 @@ class Engine:
         finally:
             del self._answers[request_id]
             if not finished and self.alive:
-                await self._send({"type": "cancel", "id": request_id})
+                self._send({"type": "cancel", "id": request_id})
 
     async def close(self) -> None:
         """Unload and end the process; running requests fail. Safe to call twice."""
         if not self._closing and self.alive:
-            await self._send({"type": "unload"})
+            self._send({"type": "unload"})
             self._closing = True
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), GRACE_SECONDS)
+                await asyncio.wait_for(self._wait(), GRACE_SECONDS)
         self._closing = True
         await self._kill()
 
-    async def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         # A broken pipe needs no word here: the reader sees the end of the output and fails every request.
-        with contextlib.suppress(ConnectionError):
-            self._input.write(json.dumps(message).encode() + b"\n")
-            await self._input.drain()
+        if not self._pipes.input.is_closing():
+            self._pipes.input.write(json.dumps(message).encode() + b"\n")
 
     async def _receive(self) -> dict[str, Any] | None:
-        line = await self._output.readline()
+        line = await self._pipes.output.readline()
         message: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
         return message
 
@@ -178,14 +179,14 @@ class Engine:
             answers.put_nowait({"type": "error", "reason": Unreachable.reason, "message": reason})
 
     async def _log_errors(self) -> None:
-        while line := await self._errors.readline():
+        while line := await self._pipes.errors.readline():
             text = line.decode(errors="replace").rstrip()
             self._last_words.append(text)
             log.info("engine %d: %s", self._process.pid, text)
 
     async def _epitaph(self, when: str) -> str:
         """One sentence about how the child ended. The file's name only: callers need no path of this machine."""
-        code = await self._process.wait()
+        code = await self._wait()
         await self._logging
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         log.log(
@@ -200,9 +201,32 @@ class Engine:
         return f"the inference engine of {self._path.name} ended {when} ({how}); try again"
 
     async def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
+        self._process.kill()
+        await self._wait()
+        self._pipes.input.close()
         if self._reading:
             await self._reading
         await self._logging
+
+    async def _wait(self) -> int:
+        return await asyncio.to_thread(self._process.wait)
+
+
+class _Pipes(NamedTuple):
+    """The parent's ends of a child's pipes."""
+
+    input: asyncio.WriteTransport
+    output: asyncio.StreamReader
+    errors: asyncio.StreamReader
+
+    @classmethod
+    async def of(cls, process: subprocess.Popen[bytes]) -> _Pipes:
+        loop = asyncio.get_running_loop()
+        written, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, process.stdin)
+        return cls(written, await _reader(process.stdout), await _reader(process.stderr))
+
+
+async def _reader(pipe: IO[bytes] | None) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader(limit=MAX_LINE)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    return reader

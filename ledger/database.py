@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,6 +49,7 @@ CACHE_KIB = 64 << 10
 # is copied once. With SQLite's own 1,000, batches took a twentieth longer.
 WAL_PAGES = 4_000
 _PIECE = 1 << 20  # bytes
+_TIMEOUT = 30.0  # seconds that SQLite waits for a lock
 _DISK_FAILS = (
     "the disk of the ledger's database reports errors, nothing was acknowledged; look at the system's log, mend the "
     "disk, then retry"
@@ -196,14 +198,27 @@ def _postgresql(url: str, isolation_level: str, **settings: str) -> Engine:
         return create_engine(url, pool_pre_ping=True, isolation_level=isolation_level, connect_args=connect)
 
 
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """SQLite does not wait by itself for others that do the same with a new file at the same moment."""
+    until = time.monotonic() + _TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(0.01)
+
+
 def _sqlite(url: str, begin: str, synchronous: str, cache_kib: int = 2_000) -> Engine:
     with _usable_url():
-        engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+        engine = create_engine(url, connect_args={"timeout": _TIMEOUT, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # the driver begins no transactions; the next function does
-        connection.execute("PRAGMA journal_mode=WAL")
+        _use_wal(connection)
         connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute(f"PRAGMA cache_size=-{cache_kib}")
         connection.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}")

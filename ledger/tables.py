@@ -223,7 +223,9 @@ def _m006_views(connection: Connection) -> None:
     connection.execute(text("ALTER TABLE view_positions ADD COLUMN last_id VARCHAR(64) NOT NULL DEFAULT ''"))
     position = view_tables.view_positions.c
     last = select(events.c.id).where(events.c.position == position.next_position - 1).scalar_subquery()
-    connection.execute(view_tables.view_positions.update().where(position.next_position > 0).values(last_id=last))
+    connection.execute(view_tables.view_positions.update().values(last_id=func.coalesce(last, "")))
+    # Without it an older release that still runs is refused; with it, it would leave ids that do not fit.
+    connection.execute(text("ALTER TABLE view_positions ALTER COLUMN last_id DROP DEFAULT"))
 
 
 MIGRATIONS: dict[str, Callable[[Connection], None]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from ledger.errors import Damaged
 from ledger.kit.companion import Companion, answer_questions
 from ledger.registry_view import REGISTRY_VIEW, fold_registry, keys_read
 from ledger.views import ViewRunner
@@ -32,14 +33,25 @@ class ViewProcess:
 
 
 class _Following:
-    """The process's end: answers when a position is reached."""
+    """The process's end: answers when a position is reached. That the view is damaged is an answer, too."""
 
     def __init__(self, settings: LogSettings) -> None:
-        self._runner = ViewRunner(settings.open(), REGISTRY_VIEW, fold_registry, keys_read)
-        self._runner.start()
+        store = settings.open()
+        self._reach: Callable[[int], None]
+        try:
+            runner = ViewRunner(store, REGISTRY_VIEW, fold_registry, keys_read)
+        except Damaged as error:  # the log is sound, and goes on
+            self._reach = partial(_refuse, error)
+        else:
+            runner.start()
+            self._reach = runner.wait_for
 
     def __call__(self, position: int) -> Callable[[], None]:
-        return partial(self._runner.wait_for, position)
+        return partial(self._reach, position)
+
+
+def _refuse(error: Damaged, position: int) -> None:
+    raise error
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from sqlalchemy import Connection, select
+from sqlalchemy.exc import DBAPIError
 
 from ledger import view_tables
-from ledger.database import driver_errors, reader_engine, writer_engine
+from ledger.database import meaning, reader_engine, writer_engine
 from ledger.driver import Driver, Statement
 from ledger.errors import Damaged, DamagedLog
 from ledger.tables import begins_with, lock
@@ -92,16 +93,17 @@ class ViewStore:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
+        """What this database's driver reports, as an error of ours."""
         try:
-            with driver_errors():
-                yield
-        except DamagedLog as error:
-            if self._writer.dialect.name != "sqlite":
-                raise
-            raise Damaged(
-                "the file of the ledger's views, beside its database, is damaged or cannot be read: stop the ledger, "
-                "delete the file, and it is made again from the events"
-            ) from error
+            yield
+        except DBAPIError as error:
+            told = meaning(error)
+            if self._writer.dialect.name == "sqlite" and isinstance(told, DamagedLog):
+                told = Damaged(
+                    "the file of the ledger's views, beside its database, is damaged or cannot be read: stop the "
+                    "ledger, delete the file, and it is made again from the events"
+                )
+            raise told from error
 
 
 class ViewRows:

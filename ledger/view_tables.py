@@ -10,6 +10,8 @@ from pathlib import Path
 
 from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, String, Table, make_url
 
+from ledger.errors import InvalidInput
+
 metadata = MetaData()
 
 # Sorted by its bytes on every database; only PostgreSQL has to be told.
@@ -34,10 +36,13 @@ view_positions = Table(
 
 
 def views_url(url: str) -> str:
-    """Where the views of the log in this database are."""
+    """Where the views of the log in this database are. Raises InvalidInput for one that is not in a file."""
     parts = make_url(url)
-    if parts.get_backend_name() != "sqlite" or not parts.database:
+    if parts.get_backend_name() != "sqlite":
         return url
-    file = Path(parts.database)
-    beside = parts.set(database=str(file.with_name(f"{file.stem}-views{file.suffix}")))
+    folder, slash, name = (parts.database or "").rpartition("/")
+    if not name.strip(".") or name.endswith(":memory:"):
+        raise InvalidInput(f"a ledger's SQLite database is a file, not {parts.database!r}")
+    # Only the name is looked at: what stands before it may be a URI.
+    beside = parts.set(database=f"{folder}{slash}{Path(name).stem}-views{Path(name).suffix}")
     return beside.render_as_string(hide_password=False)

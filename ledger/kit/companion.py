@@ -22,6 +22,7 @@ import os
 import pickle
 import select
 import signal
+import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -47,6 +48,7 @@ class Companion:
         self._module = module
         self._settings = settings
         self._process: _Process | None = None
+        self._start: asyncio.Task[_Process] | None = None
         self._starting = asyncio.Lock()
 
     async def start(self) -> None:
@@ -67,20 +69,29 @@ class Companion:
 
     async def _running(self) -> _Process:
         if self._process is None or self._process.ended:
-            process = await _Process.start(self._module)
-            try:
-                await process.ask(self._settings)
-            except BaseException:
-                await process.close()
-                raise
-            self._process = process
+            if self._start is None or self._start.done():
+                self._start = asyncio.create_task(self._started())
+            # Whoever asks may go away meanwhile; the process would be left behind.
+            self._process = await asyncio.shield(self._start)
         return self._process
+
+    async def _started(self) -> _Process:
+        process = await _Process.start(self._module)
+        try:
+            await process.ask(self._settings)
+        except BaseException:
+            await process.close()
+            raise
+        return process
 
 
 class _Process(asyncio.Protocol):
-    """One child, from its start to its end."""
+    """One child, from its start to its end.
 
-    def __init__(self, module: str, child: asyncio.subprocess.Process, questions: asyncio.WriteTransport) -> None:
+    Popen starts it, whatever the loop: uvloop would fork with gRPC's threads and with every open file.
+    """
+
+    def __init__(self, module: str, child: subprocess.Popen[bytes], questions: asyncio.WriteTransport) -> None:
         self._module = module
         self._child = child
         self._questions = questions
@@ -90,28 +101,23 @@ class _Process(asyncio.Protocol):
 
     @classmethod
     async def start(cls, module: str) -> _Process:
-        loop = asyncio.get_running_loop()
-        (questions, asking), (answering, answers) = os.pipe(), os.pipe()
-        with contextlib.suppress(OSError):  # one user's pipes have a limit, pipe(7): a smaller one is only slower
-            # A question waits whole in the pipe, whatever the child and this loop are doing.
-            fcntl.fcntl(asking, fcntl.F_SETPIPE_SZ, PIPE)
         try:
-            child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", module, str(os.getpid())),
-                stdin=questions,
-                stdout=answers,
+            child = subprocess.Popen(
+                [sys.executable, "-m", module, str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             )
-        except BaseException:
-            os.close(asking)
-            os.close(answering)
-            raise
-        finally:
-            os.close(questions)
-            os.close(answers)
-        writing, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(asking, "wb", buffering=0))
-        process = cls(module, child, writing)
-        await loop.connect_read_pipe(lambda: process, os.fdopen(answering, "rb", buffering=0))
+        except OSError as error:  # this machine has no room for it
+            raise Unreachable(f"the process {module} cannot be started ({error.strerror}); retry in a moment") from None
+        with contextlib.suppress(OSError):  # one user's pipes have a limit, pipe(7): a smaller one is only slower
+            # A question waits whole in the pipe, whatever the child and this loop are doing.
+            fcntl.fcntl(child.stdin, fcntl.F_SETPIPE_SZ, PIPE)  # type: ignore[arg-type]  # it was made with a pipe
+        loop = asyncio.get_running_loop()
+        questions, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, child.stdin)
+        process = cls(module, child, questions)
+        await loop.connect_read_pipe(lambda: process, child.stdout)
         return process
 
     @property
@@ -146,7 +152,7 @@ class _Process(asyncio.Protocol):
         self._ending = asyncio.create_task(self._end())  # a task that nobody holds may vanish
 
     async def _end(self) -> None:
-        code = await self._child.wait()
+        code = await asyncio.to_thread(self._child.wait)
         if code:
             log.error("%s ended with exit code %d", self._module, code)
         for waiting in self._waiting:
@@ -164,7 +170,7 @@ def answer_questions(open_it: Callable[[Any], Begin]) -> None:
     for interruption in (signal.SIGINT, signal.SIGTERM):  # the parent says when it is over
         signal.signal(interruption, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    answers = os.fdopen(os.dup(1), "wb")
+    answers = os.dup(1)
     os.dup2(2, 1)  # whatever prints to stdout lands on stderr
     questions, child = Frames(sys.stdin.fileno()), _Child(open_it)
     come: deque[Any] = deque()
@@ -176,8 +182,14 @@ def answer_questions(open_it: Callable[[Any], Begin]) -> None:
                 begun.append(child.begin(come.popleft()))
             if not begun:
                 return
-            answers.write(frame(begun.popleft()()))
-            answers.flush()
+            _write(answers, frame(begun.popleft()()))
+
+
+def _write(file: int, data: bytes) -> None:
+    """All of it, or what cannot be written is never written: no buffer that is flushed when the process ends."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(file, rest) :]
 
 
 class _Child:

@@ -15,8 +15,8 @@ from typing import TypeVar
 import pytest
 from modelledger.ledger.v1 import ledger_pb2
 
-from ledger.errors import DamagedLog, Unreachable
-from tests.faults.ledger_process import FOUNDING, Ledger
+from ledger.errors import Damaged, DamagedLog, Unreachable
+from tests.faults.ledger_process import FOUNDING, Ledger, ledger_process
 from tests.logs import dataset
 
 T = TypeVar("T")
@@ -53,6 +53,26 @@ def test_a_killed_view_comes_back(ledger: Ledger) -> None:
     ledger.kill("ledger.view_process")
     ledger.append(dataset("two", ledger.trainer)[1])
     assert len(_eventually(ledger.datasets)) == 2
+
+
+def test_a_damaged_file_of_views_keeps_nobody_from_appending(tmp_path: Path) -> None:
+    """Readers learn what to do about it."""
+    with ledger_process(tmp_path) as ledger:
+        ledger.append(dataset("one", ledger.trainer)[1])
+        assert len(ledger.datasets()) == 1
+    for path in ledger.data.glob("log-views.db-*"):
+        path.unlink()
+    views = ledger.data / "log-views.db"
+    views.write_bytes(b"no database" * 1_000)
+    with ledger_process(tmp_path) as ledger:
+        ledger.append(dataset("two", ledger.trainer)[1])
+        for _ in range(2):
+            with pytest.raises(Damaged, match="delete the file"):
+                ledger.datasets()
+    views.unlink()
+    with ledger_process(tmp_path) as ledger:
+        assert len(ledger.datasets()) == 2
+        assert ledger.verify() == FOUNDING + 2
 
 
 def test_a_stopped_view_delays_no_append(ledger: Ledger) -> None:

@@ -14,6 +14,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop  # services run on it
 
 from inference.engine_client import Engine
 from inference.generation import Generation, Message
@@ -47,7 +48,7 @@ def test_ready_tells_what_was_loaded(tiny_gguf: Path) -> None:
         with pytest.raises(ProcessLookupError):
             os.kill(engine.pid, 0)
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_a_context_is_never_longer_than_the_model_was_trained_for(tiny_gguf: Path) -> None:
@@ -55,7 +56,7 @@ def test_a_context_is_never_longer_than_the_model_was_trained_for(tiny_gguf: Pat
         async with running(tiny_gguf, context=1 << 18, slots=1) as engine:
             assert engine.ready.context < 1 << 18
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_other_bytes_than_asked_for_are_refused(tiny_gguf: Path, tmp_path: Path) -> None:
@@ -64,23 +65,23 @@ def test_other_bytes_than_asked_for_are_refused(tiny_gguf: Path, tmp_path: Path)
     data[-1] ^= 1
     changed.write_bytes(data)
     with pytest.raises(ArtifactMismatch, match="not loaded"):
-        asyncio.run(start_of(changed, digest(tiny_gguf)))
+        uvloop.run(start_of(changed, digest(tiny_gguf)))
 
 
 def test_a_truncated_file_under_its_own_digest_is_damaged(tiny_gguf: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.gguf"
     short.write_bytes(tiny_gguf.read_bytes()[:-100_000])
     with pytest.raises(Damaged, match="cannot load"):
-        asyncio.run(start_of(short, digest(short)))
+        uvloop.run(start_of(short, digest(short)))
 
 
 def test_what_is_no_gguf_is_damaged_and_what_is_not_there_is_not_found(tmp_path: Path) -> None:
     text = tmp_path / "text.gguf"
     text.write_text("hello")
     with pytest.raises(Damaged):
-        asyncio.run(start_of(text, digest(text)))
+        uvloop.run(start_of(text, digest(text)))
     with pytest.raises(NotFound):
-        asyncio.run(start_of(tmp_path / "absent.gguf", "0" * 64))
+        uvloop.run(start_of(tmp_path / "absent.gguf", "0" * 64))
 
 
 def test_without_llama_cpp_the_capability_is_missing(
@@ -89,7 +90,7 @@ def test_without_llama_cpp_the_capability_is_missing(
     (tmp_path / "llama_cpp.py").write_text("raise ImportError('not installed')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(MissingCapability, match="install modelledger"):
-        asyncio.run(start_of(tiny_gguf, digest(tiny_gguf)))
+        uvloop.run(start_of(tiny_gguf, digest(tiny_gguf)))
 
 
 def test_concurrent_answers_equal_serial_ones(tiny_gguf: Path) -> None:
@@ -104,7 +105,7 @@ def test_concurrent_answers_equal_serial_ones(tiny_gguf: Path) -> None:
             assert [done.prompt_tokens for _, done in together] == [done.prompt_tokens for _, done in serial]
             assert any(text for text, _ in serial)
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_a_short_request_overtakes_a_long_one(endless_gguf: Path) -> None:
@@ -119,7 +120,7 @@ def test_a_short_request_overtakes_a_long_one(endless_gguf: Path) -> None:
             await asyncio.gather(note("long", RAMBLING), note("short", chat("Hello!", max_tokens=1)))
         return order
 
-    assert asyncio.run(scenario()) == ["short", "long"]
+    assert uvloop.run(scenario()) == ["short", "long"]
 
 
 def test_a_seed_repeats_an_answer_and_another_seed_does_not(tiny_gguf: Path) -> None:
@@ -137,7 +138,7 @@ def test_a_seed_repeats_an_answer_and_another_seed_does_not(tiny_gguf: Path) -> 
             texts = [(await ask(engine, request))[0] for request in (greedy, top_1, top_p_0)]
             assert len(set(texts)) == 1
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_limits_end_an_answer_as_length(endless_gguf: Path) -> None:
@@ -151,7 +152,7 @@ def test_limits_end_an_answer_as_length(endless_gguf: Path) -> None:
             assert done.prompt_tokens + done.completion_tokens == CONTEXT
             assert done.seconds > 0
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_a_stop_string_ends_the_answer_and_never_shows(tiny_gguf: Path) -> None:
@@ -167,7 +168,7 @@ def test_a_stop_string_ends_the_answer_and_never_shows(tiny_gguf: Path) -> None:
             assert cut == whole[: whole.index(stop)]
             assert done.finish_reason == "stop"
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 @pytest.mark.parametrize("prompt", ["hello " * CONTEXT, "a" * (1 << 20), "a" * ((1 << 20) + 1)])
@@ -181,7 +182,7 @@ def test_a_prompt_that_does_not_fit_is_refused_and_the_engine_lives_on(tiny_gguf
                 await ask(engine, Generation(prompt="\ud800"))
             assert (await ask(engine, chat("Hello!")))[1].completion_tokens > 0
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_one_long_word_does_not_end_the_engine(tiny_gguf: Path, tmp_path: Path) -> None:
@@ -197,7 +198,7 @@ def test_one_long_word_does_not_end_the_engine(tiny_gguf: Path, tmp_path: Path) 
                 await ask(engine, Generation(prompt="a" * (1 << 20)))
             assert refusal.value.metadata["code"] == "context_length_exceeded"
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_messages_need_a_chat_template(other_gguf: Path) -> None:
@@ -208,7 +209,7 @@ def test_messages_need_a_chat_template(other_gguf: Path) -> None:
                 await ask(engine, chat("Hello!"))
             assert (await ask(engine, Generation(prompt="Last summer", max_tokens=2)))[1].completion_tokens == 2
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_a_template_that_fails_refuses_the_messages_and_the_engine_lives_on(
             _, done = await ask(engine, Generation(prompt="Hello", max_tokens=1))
             assert done.completion_tokens == 1
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_bounds_hold_before_the_engine_sees_a_request() -> None:
@@ -312,7 +313,7 @@ def test_leaving_an_answer_frees_its_slot(endless_gguf: Path) -> None:
             assert done.seconds < 5 * whole.seconds
             assert not engine._answers
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_a_killed_engine_fails_its_requests_with_the_reason(endless_gguf: Path) -> None:
@@ -328,7 +329,7 @@ def test_a_killed_engine_fails_its_requests_with_the_reason(endless_gguf: Path) 
             with pytest.raises(Unreachable, match="SIGKILL"):
                 await ask(engine, chat("Hello!"))
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_closing_fails_what_runs(endless_gguf: Path) -> None:
@@ -341,7 +342,7 @@ def test_closing_fails_what_runs(endless_gguf: Path) -> None:
                 async for _ in items:
                     pass
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_an_engine_dies_with_its_service(tiny_gguf: Path) -> None:

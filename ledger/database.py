@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError
 
+from ledger.driver import Driver, Statement
 from ledger.errors import DamagedLog, InvalidInput, ModelLedgerError, Unreachable
 
 log = logging.getLogger("modelledger.database")
@@ -61,7 +62,7 @@ def writer_engine(url: str, *, synchronous: str = "FULL") -> Engine:
     """For write transactions. `synchronous` is SQLite's: FULL flushes every commit to disk."""
     if _is_sqlite(url):
         # The write lock is taken at once: upgrading a read transaction later can fail under another writer.
-        return _sqlite(url, "BEGIN IMMEDIATE", synchronous, CACHE_KIB)
+        return _sqlite(url, Statement("BEGIN IMMEDIATE"), synchronous, CACHE_KIB)
     # READ COMMITTED: what is read after the advisory lock was waited for is what its last holder committed.
     return _postgresql(
         url,
@@ -110,7 +111,7 @@ class WriteTransactions:
 
 def reader_engine(url: str) -> Engine:
     """For read transactions, each on one snapshot, and as long as it takes."""
-    return _sqlite(url, "BEGIN", "FULL") if _is_sqlite(url) else _postgresql(url, "REPEATABLE READ")
+    return _sqlite(url, Statement("BEGIN"), "FULL") if _is_sqlite(url) else _postgresql(url, "REPEATABLE READ")
 
 
 @contextmanager
@@ -212,7 +213,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
         time.sleep(0.01)
 
 
-def _sqlite(url: str, begin: str, synchronous: str, cache_kib: int = 2_000) -> Engine:
+def _sqlite(url: str, begin: Statement, synchronous: str, cache_kib: int = 2_000) -> Engine:
     with _usable_url():
         engine = create_engine(url, connect_args={"timeout": _TIMEOUT, "check_same_thread": False})
 
@@ -226,6 +227,6 @@ def _sqlite(url: str, begin: str, synchronous: str, cache_kib: int = 2_000) -> E
 
     @event.listens_for(engine, "begin")
     def begin_transaction(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        Driver(connection).write(begin, [()])  # SQLAlchemy's own way to it takes as long as SQLite does
 
     return engine

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop  # services run on it
 
 from ledger.errors import InvalidInput, Unreachable
 from ledger.kit.companion import PIPE, Companion
@@ -69,6 +72,31 @@ def test_who_asks_as_it_has_started_does_not_overtake() -> None:
         return [each for each in done if each.startswith("begin")]
 
     assert asyncio.run(ask()) == ["begin a", "begin b", "begin c", "begin d"]
+
+
+def test_who_goes_away_while_it_starts_leaves_no_process_behind() -> None:
+    async def ask() -> tuple[list[int], list[int]]:
+        companion = Companion("tests.services.beginning", os.devnull)
+        for steps in range(8):  # of the event loop, before it is given up
+            asked = asyncio.create_task(companion.ask("a"))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            asked.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asked
+        await companion.ask("b")
+        started = _children()
+        await companion.close()
+        return started, _children()
+
+    started, left = uvloop.run(ask())
+    assert len(started) == 1
+    assert left == []
+
+
+def _children() -> list[int]:
+    command = ["pgrep", "--parent", str(os.getpid()), "--full", "tests.services.beginning"]
+    return [int(line) for line in subprocess.run(command, capture_output=True, text=True).stdout.split()]
 
 
 def test_what_a_companion_that_cannot_start_was_asked_is_said(tmp_path: Path) -> None:

@@ -332,6 +332,25 @@ def test_a_killed_engine_fails_its_requests_with_the_reason(endless_gguf: Path) 
     uvloop.run(scenario())
 
 
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_an_engine_that_died_a_moment_ago_can_be_asked_and_closed(tiny_gguf: Path, asked: bool, steps: int) -> None:
+    """Some steps of the event loop after it is known that nothing can be sent, before the end of its output is."""
+
+    async def scenario() -> None:
+        async with running(tiny_gguf) as engine:
+            os.kill(engine.pid, signal.SIGKILL)
+            while not engine._pipes.input.is_closing():
+                await asyncio.sleep(0)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            if asked:
+                with pytest.raises(Unreachable, match="SIGKILL"):
+                    await ask(engine, chat("Hello!"))
+
+    uvloop.run(scenario())
+
+
 def test_closing_fails_what_runs(endless_gguf: Path) -> None:
     async def scenario() -> None:
         async with running(endless_gguf) as engine:

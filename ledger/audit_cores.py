@@ -6,6 +6,7 @@ nor when they are behind. How far reading runs ahead is bounded.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ from ledger.errors import ModelLedgerError, Unreachable
 
 AHEAD = 4  # bundles that wait to be judged, for each process
 GIVEN = 3  # bundles that another process has at once: it never waits for this one, which may be reading
+
+LOOKED_AFTER = 1.0  # seconds that an answer is waited for before it is asked whether all processes live
+PATIENCE = 2.0  # seconds in which a broken pool ends by itself
 
 Arguments = Callable[[Bundle], tuple[Any, ...]]
 """What `read_bundle` is called with for a bundle."""
@@ -43,6 +47,7 @@ def read_on_cores(bundles: Iterator[Bundle], arguments: Arguments, jobs: int) ->
             while reading.waiting:
                 yield reading.oldest()
         except BrokenExecutor:
+            _abandon(pool)
             what = "a process that verifies was killed, perhaps for want of memory; --jobs 1 needs the least"
             raise Unreachable(what) from None
         finally:
@@ -76,7 +81,11 @@ class _Reading:
             self._give()
         bundle, future = self.waiting.popleft()
         assert future is not None  # noqa: S101 - for the type checker
-        return bundle, future.result()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return bundle, future.result(LOOKED_AFTER)
+            if not all(process.is_alive() for process in _processes(self._pool)):
+                raise BrokenExecutor
 
     def _give(self) -> None:
         """See that the others have something to do."""
@@ -85,3 +94,24 @@ class _Reading:
             if free > 0 and future is None:
                 self.waiting[place] = bundle, self._pool.submit(read_bundle, *self._arguments(bundle))
                 free -= 1
+
+
+def _processes(pool: ProcessPoolExecutor) -> list[Any]:
+    return list((pool._processes or {}).values())
+
+
+def _abandon(pool: ProcessPoolExecutor) -> None:
+    """See that a pool ends of which a process was killed.
+
+    One that died within an answer, or was owed a question, leaves the pool's threads at pipes whose other ends this
+    process holds open too: neither they nor `shutdown` would ever come back, and nothing public ends them.
+    """
+    for process in _processes(pool):
+        process.kill()
+    manager: Any = pool._executor_manager_thread  # a Thread, or None before the first question
+    if manager is None:
+        return
+    manager.join(PATIENCE)
+    if manager.is_alive():  # and waits, so that nobody else closes these; the last one wakes it
+        for queue, end in (("_call_queue", "_reader"), ("_result_queue", "_writer")):
+            getattr(getattr(pool, queue), end).close()

@@ -64,6 +64,8 @@ class Companion:
 
     async def close(self) -> None:
         """Let it answer what it was asked, then end."""
+        if self._start is not None:
+            await asyncio.wait([self._start])
         if self._process is not None:
             await self._process.close()
 
@@ -72,7 +74,7 @@ class Companion:
             if self._start is None or self._start.done():
                 self._start = asyncio.create_task(self._started())
             # Whoever asks may go away meanwhile; the process would be left behind.
-            self._process = await asyncio.shield(self._start)
+            return await asyncio.shield(self._start)
         return self._process
 
     async def _started(self) -> _Process:
@@ -82,6 +84,7 @@ class Companion:
         except BaseException:
             await process.close()
             raise
+        self._process = process
         return process
 
 

@@ -74,7 +74,8 @@ def test_who_asks_as_it_has_started_does_not_overtake() -> None:
     assert asyncio.run(ask()) == ["begin a", "begin b", "begin c", "begin d"]
 
 
-def test_who_goes_away_while_it_starts_leaves_no_process_behind() -> None:
+@pytest.mark.parametrize("again", ["while it starts", "when it has started", "never"])
+def test_who_goes_away_while_it_starts_leaves_no_process_behind(again: str) -> None:
     async def ask() -> tuple[list[int], list[int]]:
         companion = Companion("tests.services.beginning", os.devnull)
         for steps in range(8):  # of the event loop, before it is given up
@@ -84,7 +85,10 @@ def test_who_goes_away_while_it_starts_leaves_no_process_behind() -> None:
             asked.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await asked
-        await companion.ask("b")
+        if again == "when it has started" and companion._start is not None:
+            await companion._start
+        if again != "never":
+            await companion.ask("b")
         started = _children()
         await companion.close()
         return started, _children()

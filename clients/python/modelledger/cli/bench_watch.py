@@ -62,7 +62,7 @@ def measure_watch(events: int, rounds: int) -> dict[str, Any]:
             "rounds": rounds,
             "messages": len(pages),
             "event_bytes": sum(map(len, pages)) // size,
-            "floor": "bare gRPC stream of the same messages, same client",
+            "floor": "bare gRPC stream of the same messages on asyncio's own loop, same client",
             "value_rounds": [round(rate, 1) for rate in watched],
             "floor_rounds": [round(rate, 1) for rate in streamed],
             "cpus": len(os.sched_getaffinity(0)),

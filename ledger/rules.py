@@ -177,18 +177,14 @@ def _actor(known: Known, candidate: Candidate, kind: Kind) -> Iterator[Violation
 
 
 def _stream(event: Event, kind: Kind) -> Iterator[Violation]:
-    stream = kind.stream.format_map(_Fields(event.data))
+    try:
+        stream = kind.stream.format_map(event.data)
+    except KeyError:
+        stream = kind.stream  # with its braces, which no stream has in its name
     if not (event.stream.startswith(stream) if stream.endswith("/") else event.stream == stream):
         yield _violation(
             "predicate.event.stream", "MALFORMED_EVENT", f"this {kind.name} belongs into the stream {stream}"
         )
-
-
-class _Fields(dict[str, Any]):
-    """An event's data as the parts of a stream's name; a field that is absent makes a name that no stream has."""
-
-    def __missing__(self, name: str) -> None:
-        return None
 
 
 def _position(known: Known, event: Event) -> Iterator[Violation]:
@@ -206,11 +202,14 @@ def _position(known: Known, event: Event) -> Iterator[Violation]:
 
 
 def _required(event: Event, kind: Kind) -> Iterator[Violation]:
+    data = event.data
     for name in kind.required:
-        if event.data.get(name) in (None, "", [], {}):
+        if not (value := data.get(name)) and value in (None, "", [], {}):  # 0 and false say something
             yield _violation(f"predicate.data.{name}", "MALFORMED_EVENT", f"is required in {kind.name}")
-    for name in _NAME_FIELDS & event.data.keys():
-        value = event.data[name]
+    for name in data:
+        if name not in _NAME_FIELDS:
+            continue
+        value = data[name]
         if isinstance(value, str) and value and not _NAME.fullmatch(value):
             yield _violation(f"predicate.data.{name}", "MALFORMED_EVENT", f"does not have the form {_NAME.pattern}")
 

@@ -11,9 +11,10 @@ import re
 import time
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from msgspec import Meta, Struct, field
 
 from ledger import strict_json
 from ledger.errors import MalformedEvent, Violation
@@ -30,11 +31,13 @@ _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-
 _TEXT = re.compile(r"[^\x00-\x1f\x7f]*")  # without control characters; PostgreSQL cannot even store NUL
 _STREAM = re.compile(r"[a-z0-9][a-z0-9-]*(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_ID_STREAM_TIME = re.compile("\n".join(f"({form.pattern})" for form in (_UUID, _STREAM, _TIME)))
-_SHA256_NAME = re.compile(_SHA256.pattern + _TEXT.pattern)
+# Lines: id, stream and time of an event, its four other texts, and name and digest of each artifact.
+_TEXTS = re.compile(
+    f"{_UUID.pattern}\n{_STREAM.pattern}\n{_TIME.pattern}"
+    f"(?:\n{_TEXT.pattern}+){{4}}(?:\n{_TEXT.pattern}+\n{_SHA256.pattern})*+"  # no way back: 1,000 may come
+)
 _EVENT_FIELDS = {"id", "stream", "version", "kind", "time", "actor", "correlation", "causation"}
 _REQUIRED_EVENT_FIELDS = _EVENT_FIELDS - {"correlation", "causation"}
-_NOTHING_SAID = {"correlation": "", "causation": ""}
 
 
 class Artifact(NamedTuple):
@@ -44,8 +47,7 @@ class Artifact(NamedTuple):
     sha256: str
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(Struct, frozen=True):
     """One event before it has a position. `version` is one-based within `stream`; `time` is RFC 3339 UTC."""
 
     kind: str
@@ -59,6 +61,49 @@ class Event:
     time: str = field(default_factory=lambda: now())
     correlation: str = ""
     causation: str = ""
+
+
+# The form of a statement that has no fault, as far as it can be said so.
+
+
+class _Digest(Struct, frozen=True, forbid_unknown_fields=True):
+    sha256: str
+
+
+class _Descriptor(Struct, frozen=True, forbid_unknown_fields=True):
+    digest: _Digest
+    name: Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+
+
+_Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+
+
+class _About(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    id: str
+    stream: _Text
+    version: Annotated[int, Meta(ge=1, lt=2**53)]
+    kind: _Text
+    time: str
+    actor: _Text
+    correlation: _Text = ""
+    causation: _Text = ""
+
+
+class _Predicate(Struct, frozen=True, forbid_unknown_fields=True):
+    event: _About
+    materials: Annotated[list[_Descriptor], Meta(max_length=MAX_ARTIFACTS)]
+    data: dict[str, Any]
+
+
+class _Statement(Struct, frozen=True, forbid_unknown_fields=True, rename={"type": "_type"}):
+    type: Literal["https://in-toto.io/Statement/v1"]
+    subject: Annotated[list[_Descriptor], Meta(min_length=1, max_length=MAX_ARTIFACTS)]
+    predicateType: str  # noqa: N815 - in-toto's name
+    predicate: _Predicate
+
+
+_WRITTEN = strict_json.Written(_Statement)
+_DATA_DEPTH = 2
 
 
 def new_id() -> str:
@@ -107,61 +152,35 @@ def encode(event: Event) -> bytes:
 
 def decode(payload: bytes) -> Event:
     """Read a statement. Raises MalformedEvent carrying every problem of form at once."""
+    written = _WRITTEN.read(payload)
+    if written is not None and strict_json.is_bounded(payload, written.predicate.data, _DATA_DEPTH):
+        event = _sound(written)
+        if event is not None:
+            return event
     try:
         value = strict_json.loads(payload)
     except ValueError as error:
         raise MalformedEvent(f"statement: {error}") from None
-    return _sound(value) or _checked(value)
+    return _checked(value)
 
 
-def _sound(value: Any) -> Event | None:
-    """The event of a statement that has no fault, in half the time of `_checked`; None says nothing yet."""
-    try:
-        predicate = value["predicate"]
-        about, data = predicate["event"], predicate["data"]
-        version, kind, time = about["version"], about["kind"], about["time"]
-        subjects, materials = _sound_artifacts(value["subject"]), _sound_artifacts(predicate["materials"])
-        free = "".join((kind, about["actor"], about.get("correlation", ""), about.get("causation", "")))
-        sound = (
-            (len(value), len(predicate)) == (4, 3)
-            and value["_type"] == STATEMENT_TYPE
-            and value["predicateType"] == f"{PREDICATE_PREFIX}{kind}/v1"
-            and about.keys() <= _EVENT_FIELDS
-            and type(version) is int
-            and 1 <= version < 2**53
-            and type(data) is dict
-            and subjects
-            and materials is not None
-            and max(len(free), len(about["stream"])) <= MAX_TEXT
-            and _TEXT.fullmatch(free)
-            and _ID_STREAM_TIME.fullmatch("\n".join((about["id"], about["stream"], time)))
-            and _is_a_time(time)
-        )
-    except (KeyError, TypeError, AttributeError):
-        return None
-    return _event(about, subjects, data, materials) if sound else None
+def _sound(written: _Statement) -> Event | None:
+    """The event of a statement that has no fault, in a third of the time of `_checked`; None says nothing yet."""
+    event = _event(written)
+    artifacts = [text for artifact in (*event.subjects, *event.materials) for text in artifact]
+    texts = (event.id, event.stream, event.time, event.kind, event.actor, event.correlation, event.causation)
+    sound = (
+        _TEXTS.fullmatch("\n".join((*texts, *artifacts)))
+        and _is_a_time(event.time)
+        and written.predicateType == f"{PREDICATE_PREFIX}{event.kind}/v1"
+        and _differ(event.subjects)
+        and _differ(event.materials)
+    )
+    return event if sound else None
 
 
-def _sound_artifacts(descriptors: Any) -> tuple[Artifact, ...] | None:
-    if type(descriptors) is not list or len(descriptors) > MAX_ARTIFACTS:
-        return None
-    found = []
-    for item in descriptors:
-        digest, name = item["digest"], item["name"]
-        sha256 = digest["sha256"]
-        if (len(item), len(digest), len(sha256)) != (2, 1, 64) or not 1 <= len(name) <= MAX_NAME:
-            return None
-        if not _SHA256_NAME.fullmatch(sha256 + name):
-            return None
-        found.append(Artifact(name, sha256))
-    return tuple(found) if len(found) < 2 or len(set(found)) == len(found) else None
-
-
-def _event(about: dict[str, Any], subjects: Any, data: Any, materials: Any) -> Event:
-    """An event from its parts. What __init__ of a frozen class does field by field takes a tenth of reading it."""
-    event = object.__new__(Event)
-    event.__dict__.update(_NOTHING_SAID, **about, subjects=subjects, data=data, materials=materials)
-    return event
+def _differ(artifacts: tuple[Artifact, ...]) -> bool:
+    return len(artifacts) < 2 or len(set(artifacts)) == len(artifacts)
 
 
 def _checked(value: Any) -> Event:
@@ -236,13 +255,29 @@ def _checked(value: Any) -> Event:
 
 def recall(payload: bytes) -> Event:
     """The event in a statement that `decode` has accepted before; its form is not checked again."""
-    value = strict_json.loads(payload)
-    predicate = value["predicate"]
-    return _event(predicate["event"], _recalled(value["subject"]), predicate["data"], _recalled(predicate["materials"]))
+    return _event(_WRITTEN.recall(payload))
 
 
-def _recalled(descriptors: list[dict[str, Any]]) -> tuple[Artifact, ...]:
-    return tuple([Artifact(item["name"], item["digest"]["sha256"]) for item in descriptors])
+def _event(written: _Statement) -> Event:
+    predicate = written.predicate
+    about = predicate.event
+    return Event(
+        about.kind,
+        about.stream,
+        about.version,
+        about.actor,
+        _plain(written.subject),
+        predicate.data,
+        _plain(predicate.materials),
+        about.id,
+        about.time,
+        about.correlation,
+        about.causation,
+    )
+
+
+def _plain(descriptors: list[_Descriptor]) -> tuple[Artifact, ...]:
+    return tuple([Artifact(item.name, item.digest.sha256) for item in descriptors])
 
 
 def _is_a_time(text: str) -> bool:

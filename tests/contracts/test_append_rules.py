@@ -6,10 +6,10 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from ledger import envelope, statement
 from ledger.errors import BY_REASON, ModelLedgerError

@@ -190,10 +190,10 @@ def test_imports_point_one_way(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(f"ledger/{module}.py" for module in PURE))
-def test_pure_modules_import_the_standard_library_cryptography_orjson_and_each_other(name: str) -> None:
+def test_pure_modules_import_the_standard_library_cryptography_msgspec_and_each_other(name: str) -> None:
     ours = _ours(ALL[name])
     assert ours <= {f"ledger/{module}.py" for module in PURE} | {"ledger/__init__.py"}
-    foreign = _packages(ALL[name]) - {"ledger", "cryptography", "orjson", "__future__"} - sys.stdlib_module_names
+    foreign = _packages(ALL[name]) - {"ledger", "cryptography", "msgspec", "__future__"} - sys.stdlib_module_names
     assert not foreign
 
 

@@ -207,7 +207,7 @@ def test_messages_need_a_chat_template(other_gguf: Path) -> None:
             assert not engine.ready.chat_template
             with pytest.raises(MissingCapability, match="chat template"):
                 await ask(engine, chat("Hello!"))
-            assert (await ask(engine, Generation(prompt="Last summer", max_tokens=2)))[1].completion_tokens == 2
+            assert (await ask(engine, Generation(prompt="Last summer", max_tokens=2, temperature=0)))[1].completion_tokens == 2
 
     uvloop.run(scenario())
 
@@ -232,7 +232,7 @@ def test_a_template_that_fails_refuses_the_messages_and_the_engine_lives_on(
             assert caught.value.message == (
                 "the model's chat template refuses these messages; check their roles and their order"
             )
-            _, done = await ask(engine, Generation(prompt="Hello", max_tokens=1))
+            _, done = await ask(engine, Generation(prompt="Hello", max_tokens=1, temperature=0))
             assert done.completion_tokens == 1
 
     uvloop.run(scenario())

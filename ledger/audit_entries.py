@@ -7,7 +7,6 @@ they ask and add (audit_plain.py), of another its entries, with an event's data 
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -21,7 +20,6 @@ from ledger.audit_source import Columns
 from ledger.checkpoint import open_checkpoint
 from ledger.errors import ModelLedgerError, Violation
 from ledger.key_rules import KEY_KINDS
-from ledger.kit.collecting import collect_rarely
 from ledger.merkle import leaf_hash
 from ledger.note import NoteError, Verifier
 from ledger.statement import Event
@@ -87,12 +85,6 @@ def read_bundle(
 def read_entries(entries: Sequence[bytes], keys: Keys) -> list[ReadEntry | str]:
     """Each entry, or what is wrong with it."""
     return _entries(_read(entries, keys))
-
-
-def begin_reading() -> None:
-    """For a process that does nothing but read bundles."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one
-    collect_rarely()
 
 
 def verified_by(entry: bytes, keyid: str, public_key: bytes) -> str:

@@ -12,22 +12,18 @@ and loses nothing: its pieces are verified here.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
 import os
 import select
-import subprocess
-import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from mmap import PAGESIZE
+from typing import Any
 
 from ledger import envelope
-from ledger.kit.companion import Frames, answer_questions, frame
+from ledger.kit.companion import answer_questions
+from ledger.kit.helper import Helper, Lost
 
 Check = tuple[bytes, bytes, bytes]
 """A public key (DER SubjectPublicKeyInfo) that the log holds, a signature, and the message it should be of."""
@@ -37,8 +33,7 @@ Verify = Callable[[Sequence[Check]], Verdicts]
 
 WORTH_SHARING = 64  # checks, with one helper, whose core has the rest of the ledger to do as well
 WORTH_SHARING_AMONG_MORE = 16  # checks; fewer are done before a helper has woken up
-PIECE = 8  # checks
-MAX_UNANSWERED = 1 << 20  # bytes that one helper is asked, more than PIECE of the largest entries have
+PIECE = 8  # checks; of the largest entries they have half of what a helper's pipe takes
 BUSY = 2  # pieces that a helper has when it never waits for the next one
 PATIENCE = 5.0  # seconds for one piece, which takes a thousandth of that
 MOST_HELPERS = 8  # they verify ten times what one process can write
@@ -65,6 +60,13 @@ class _Piece:
     left: list[_Piece]
     verdicts: list[bool] | None = None
 
+    def answer(self, verdicts: Any) -> None:
+        """Raises Lost for what is no answer: a verdict too few would make every later one somebody else's."""
+        if not isinstance(verdicts, list) or len(verdicts) != len(self.checks):
+            self.left.append(self)
+            raise Lost
+        self.verdicts = verdicts
+
 
 class AllCores:
     """Verifies with `helpers` other processes, which are started when they are first worth it."""
@@ -72,7 +74,7 @@ class AllCores:
     def __init__(self, helpers: int | None = None) -> None:
         self._wanted = min(len(os.sched_getaffinity(0)) - 1, MOST_HELPERS) if helpers is None else helpers
         self._worth_sharing = WORTH_SHARING if self._wanted == 1 else WORTH_SHARING_AMONG_MORE
-        self.helpers: list[Helper] = []
+        self.helpers: list[Helper[_Piece]] = []
         self._started_at = -REST  # on the monotonic clock
 
     def __call__(self, checks: Sequence[Check]) -> Verdicts:
@@ -96,7 +98,7 @@ class AllCores:
             self._started_at = time.monotonic()
             try:
                 for _ in range(missing):
-                    self.helpers.append(Helper())
+                    self.helpers.append(Helper("ledger.verifying"))
             except OSError as error:  # this machine has no room for them
                 log.error("no process that verifies signatures can be started: %s", error)
 
@@ -104,8 +106,8 @@ class AllCores:
         for helper in list(self.helpers):
             self._end(helper)
 
-    def _give(self, helper: Helper, left: list[_Piece], pieces: int) -> None:
-        while left and pieces > 0 and helper.ready and helper.ask(left[-1]):
+    def _give(self, helper: Helper[_Piece], left: list[_Piece], pieces: int) -> None:
+        while left and pieces > 0 and helper.ready and helper.ask(left[-1], left[-1].checks):
             left.pop()
             pieces -= 1
 
@@ -126,79 +128,20 @@ class AllCores:
             return
         answered = select.select(asked, [], [], timeout)[0]
         for helper in answered if answered or not timeout else asked:
-            if not (helper in answered and helper.answered()):
+            try:
+                if helper not in answered:
+                    raise Lost
+                for piece, verdicts in helper.answers():
+                    piece.answer(verdicts)
+            except Lost:
                 log.error("a process that verifies signatures is lost; its pieces are verified here")
                 self._end(helper)
 
-    def _end(self, helper: Helper) -> None:
+    def _end(self, helper: Helper[_Piece]) -> None:
         self.helpers.remove(helper)
         helper.close()
         for piece in helper.asked:
             piece.left.append(piece)
-
-
-class Helper:
-    """One helper process. `asked`: the pieces it has not answered yet, in the order in which it will."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "ledger.verifying", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )
-        self.asked: deque[_Piece] = deque()
-        self._bytes: deque[int] = deque()
-        self._started = False
-        self._answers = Frames(self.fileno())
-        try:  # so that asking never waits, whatever the helper does
-            fcntl.fcntl(self.process.stdin, fcntl.F_SETPIPE_SZ, MAX_UNANSWERED)  # type: ignore[arg-type]  # a pipe
-        except OSError:  # one user's pipes have a limit, pipe(7)
-            self.close()
-            raise
-        self._write(frame(None))
-
-    @property
-    def ready(self) -> bool:
-        """Whether it has started; it says so by answering its first question."""
-        if not self._started and select.select([self], [], [], 0)[0]:
-            self._answers.take(wait=True)
-            self._started = True
-        return self._started
-
-    def ask(self, piece: _Piece) -> bool:
-        """False, and nothing is asked, when so much is not answered yet that this would wait."""
-        data = frame(piece.checks)
-        size = -(-len(data) // PAGESIZE) * PAGESIZE  # what is written to a pipe takes whole pages, pipe(7)
-        if sum(self._bytes) + size > MAX_UNANSWERED:
-            return False
-        self.asked.append(piece)
-        self._bytes.append(size)
-        self._write(data)
-        return True
-
-    def answered(self) -> bool:
-        """Take what it has answered; False when it is not to be believed, or has ended."""
-        found = self._answers.take(wait=True)
-        for verdicts in found:
-            # A verdict too few would make every later one somebody else's.
-            if not isinstance(verdicts, list) or not self.asked or len(verdicts) != len(self.asked[0].checks):
-                return False
-            self.asked.popleft().verdicts = verdicts
-            self._bytes.popleft()
-        return bool(found)
-
-    def fileno(self) -> int:
-        return self.process.stdout.fileno()  # type: ignore[union-attr]  # it was made with a pipe
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-    def _write(self, data: bytes) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the answer will not come, either
-            self.process.stdin.write(data)  # type: ignore[union-attr]  # it was made with a pipe
 
 
 if __name__ == "__main__":

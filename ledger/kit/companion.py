@@ -255,12 +255,16 @@ class Frames:
         self._file = file
         self._incoming = Incoming()
 
+    def read(self) -> list[Any] | None:
+        """What is complete with what is there, after waiting for something; None at the pipe's end."""
+        data = os.read(self._file, PIPE)
+        return list(self._incoming.add(data)) if data else None
+
     def take(self, *, wait: bool) -> list[Any]:
         """Everything that is there; with `wait` one thing at least, or nothing at the pipe's end."""
         found: list[Any] = []
         while not found if wait else select.select([self._file], [], [], 0)[0]:
-            data = os.read(self._file, PIPE)
-            if not data:
+            if (more := self.read()) is None:
                 break
-            found += self._incoming.add(data)
+            found += more
         return found

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -129,46 +127,6 @@ def test_what_cannot_be_read_comes_after_the_damage_before_it(
 
     assert position_with("UPDATE events SET version = 'no number' WHERE position = 768") == "768"
     assert position_with("UPDATE events SET stream = stream || 'x' WHERE position = 600") == "600"
-
-
-def test_a_reader_that_is_killed_ends_the_audit(sqlite_stores: StoreFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = Log(sqlite_stores())
-    for start in range(0, 5_000, 500):
-        log.append(*log.datasets(500, start=start))
-
-    def killing(done: int, _: int) -> None:
-        for child in multiprocessing.active_children() if done > 1_000 else ():
-            child.kill()
-
-    monkeypatch.setattr("ledger.audit.ALONE", 0)
-    with DatabaseLog(sqlite_stores.url_of(log.store)) as source:
-        with pytest.raises(Unreachable, match="was killed"):
-            audit(source, VERIFIERS, jobs=2, progress=killing)
-        assert audit(source, VERIFIERS, jobs=1).size == 5_007
-
-
-def test_a_reader_that_is_killed_within_an_answer_ends_the_audit(
-    sqlite_stores: StoreFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = Log(sqlite_stores())
-    for start in range(0, 5_000, 500):
-        log.append(*log.datasets(500, start=start))
-    pools: list[Any] = []
-
-    def pool(*arguments: Any) -> ProcessPoolExecutor:
-        pools.append(ProcessPoolExecutor(*arguments))
-        return pools[0]
-
-    def killing(done: int, _: int) -> None:
-        if done > 1_000 and (children := multiprocessing.active_children()):
-            pools[0]._result_queue._writer._send(b"\0\0\x10\0half an answer")  # 4,096 bytes are announced
-            for child in children:
-                child.kill()
-
-    monkeypatch.setattr("ledger.audit.ALONE", 0)
-    monkeypatch.setattr("ledger.audit_cores.ProcessPoolExecutor", pool)
-    with DatabaseLog(sqlite_stores.url_of(log.store)) as source, pytest.raises(Unreachable, match="was killed"):
-        audit(source, VERIFIERS, jobs=2, progress=killing)
 
 
 def _dataset(name: str) -> tuple[Any, ...]:

@@ -16,10 +16,9 @@ import pytest
 
 from ledger import verifying
 from ledger.envelope import MAX_ENTRY, pae
-from ledger.kit.companion import Frames
+from ledger.kit.helper import MAX_UNANSWERED, Helper
 from ledger.kit.keys import actor_signer
 from ledger.verifying import (
-    MAX_UNANSWERED,
     PIECE,
     WORTH_SHARING,
     WORTH_SHARING_AMONG_MORE,
@@ -153,8 +152,8 @@ def test_a_helper_that_does_not_answer_loses_nothing(
 def test_a_helper_that_answers_too_little_is_not_believed(
     cores: AllCores, checks: Sequence[Check], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = Frames.take
-    monkeypatch.setattr(Frames, "take", lambda self, wait: [verdicts[1:] for verdicts in take(self, wait=wait)])
+    answers = Helper.answers
+    monkeypatch.setattr(Helper, "answers", lambda self: ((piece, found[1:]) for piece, found in answers(self)))
     assert cores(checks)() == verify_here(checks)
     assert not cores.helpers
 

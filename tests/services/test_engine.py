@@ -207,7 +207,9 @@ def test_messages_need_a_chat_template(other_gguf: Path) -> None:
             assert not engine.ready.chat_template
             with pytest.raises(MissingCapability, match="chat template"):
                 await ask(engine, chat("Hello!"))
-            assert (await ask(engine, Generation(prompt="Last summer", max_tokens=2, temperature=0)))[1].completion_tokens == 2
+            assert (await ask(engine, Generation(prompt="Last summer", max_tokens=2, temperature=0)))[
+                1
+            ].completion_tokens == 2
 
     uvloop.run(scenario())
 

@@ -1,0 +1,137 @@
+"""Helper processes of an audit: the same verdict, whatever becomes of them, and none is left behind."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from ledger.audit import audit
+from ledger.audit_entries import read_bundle
+from ledger.kit.companion import frame
+from ledger.kit.helper import MAX_UNANSWERED, Helper
+from ledger.whole_log import DatabaseLog
+from tests.databases import StoreFactory, log_signer
+from tests.logs import Log, artifact
+
+VERIFIERS = [log_signer().verifier]
+
+
+@pytest.fixture
+def helpers(monkeypatch: pytest.MonkeyPatch) -> list[Helper[Any]]:
+    """The helper processes of the audits of a test, of which all read from the beginning."""
+    started: list[Helper[Any]] = []
+
+    def start(module: str) -> Helper[Any]:
+        started.append(Helper(module))
+        assert select.select(started[-1:], [], [], 30)[0], "it starts"
+        return started[-1]
+
+    monkeypatch.setattr("ledger.audit.ALONE", 0)
+    monkeypatch.setattr("ledger.audit_cores.Helper", start)
+    return started
+
+
+@pytest.fixture
+def url(sqlite_stores: StoreFactory) -> str:
+    """Of a log of 5,007 events."""
+    log = Log(sqlite_stores())
+    for start in range(0, 5_000, 500):
+        log.append(*log.datasets(500, start=start))
+    return sqlite_stores.url_of(log.store)
+
+
+def _half_an_answer(helper: Helper[Any]) -> None:
+    select.select([helper], [], [], 30)
+    begun = os.read(helper.fileno(), 1_000)
+    helper.process.kill()
+    while os.read(helper.fileno(), 1 << 20):
+        pass  # the rest was never written
+    assert not list(helper._answers._incoming.add(begun))
+
+
+LOSSES: dict[str, Callable[[Helper[Any]], object]] = {
+    "killed": lambda helper: helper.process.kill(),
+    "killed within an answer": _half_an_answer,
+    "stopped": lambda helper: helper.process.send_signal(signal.SIGSTOP),
+    "with an answer that is none": lambda helper: setattr(helper, "answers", lambda: [(helper.asked.popleft(), None)]),
+}
+
+
+@pytest.mark.parametrize("jobs", [2, 4])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_helper_that_is_lost_loses_nothing(
+    url: str, helpers: list[Helper[Any]], monkeypatch: pytest.MonkeyPatch, loss: str, jobs: int
+) -> None:
+    monkeypatch.setattr("ledger.audit_cores.PATIENCE", 0.5)
+    lost: list[int] = []
+
+    def lose(done: int, _: int) -> None:
+        if done > 1_000 and not lost:
+            lost.extend(helper.process.pid for helper in helpers if helper.asked)
+            for helper in helpers:
+                if helper.asked:
+                    LOSSES[loss](helper)
+
+    with DatabaseLog(url) as source:
+        assert audit(source, VERIFIERS, jobs=jobs, progress=lose).size == 5_007
+    assert lost
+    assert len(helpers) == jobs - 1
+    for helper in helpers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(helper.process.pid, 0)
+
+
+def test_helpers_do_a_part(url: str, helpers: list[Helper[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    here: list[int] = []
+
+    def counted(entries: Sequence[bytes], *more: Any) -> Any:
+        here.append(len(entries))
+        return read_bundle(entries, *more)
+
+    monkeypatch.setattr("ledger.audit_cores.read_bundle", counted)
+    with DatabaseLog(url) as source:
+        audit(source, VERIFIERS, jobs=3)
+    assert 0 < sum(here) < 4_000
+
+
+def test_bundles_that_no_pipe_holds_go_through(
+    sqlite_stores: StoreFactory, helpers: list[Helper[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log(sqlite_stores())
+    log.append(*log.history())
+    for start in range(0, 1_280, 128):
+        made = [(f"d{start + i}", artifact(f"datasets/acme/d{start + i}")) for i in range(128)]
+        data = {"org": "acme", "examples": 100, "band": "minimum", "form": "x" * (MAX_UNANSWERED // 256)}
+        log.append(
+            *(
+                log.sign("trainer", "DatasetRegistered", found.name, [found], {**data, "name": name})
+                for name, found in made
+            )
+        )
+    asked: list[int] = []
+    monkeypatch.setattr(
+        "ledger.kit.helper.frame", lambda question: asked.append(len(frame(question))) or frame(question)
+    )
+    with DatabaseLog(sqlite_stores.url_of(log.store)) as source:
+        audit(source, VERIFIERS, jobs=2)
+    assert max(asked) > MAX_UNANSWERED
+
+
+def test_an_audit_that_ends_early_leaves_no_helper(url: str, helpers: list[Helper[Any]]) -> None:
+    class Enough(Exception):
+        pass
+
+    def enough(done: int, _: int) -> None:
+        if done > 1_000:
+            raise Enough
+
+    with DatabaseLog(url) as source, pytest.raises(Enough):
+        audit(source, VERIFIERS, jobs=3, progress=enough)
+    for helper in helpers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(helper.process.pid, 0)

@@ -9,7 +9,9 @@ to ask in order are a few look-ups. Any doubt is for `rules.standing`, event by 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from ledger.events import KINDS
 from ledger.key_rules import KEY_KINDS

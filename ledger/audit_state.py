@@ -9,7 +9,6 @@ The file is as trusted as the checkpoint beside it. Deleting it costs the next a
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,8 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import asdict
 
 from ledger import strict_json
 from ledger.edge import Edge
@@ -110,7 +111,7 @@ class AuditState:
         levels = [(level, self.edge.partial(level)) for level in range(self.edge.levels)]
         self._file.executemany("INSERT INTO edge VALUES (?, ?)", levels)
         keys = [
-            (keyid, json.dumps(dataclasses.asdict(key) | {"public_key": key.public_key.hex()}))
+            (keyid, json.dumps(asdict(key) | {"public_key": key.public_key.hex()}))
             for keyid, key in self.known.keys.items()
         ]
         self._file.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?)", keys)

@@ -10,8 +10,10 @@ no other. This is all computation and one database; who calls it, and from where
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+
+from msgspec import Struct
 
 from ledger import rules
 from ledger.actor_keys import ActorKeys
@@ -27,8 +29,7 @@ from ledger.writing import row_of
 Request = Sequence[bytes]
 
 
-@dataclass(frozen=True)
-class Appended:
+class Appended(Struct, frozen=True):
     """Positions of a request's events, their inclusion proofs in the tree of `size`, and its checkpoint."""
 
     indexes: tuple[int, ...]

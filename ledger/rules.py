@@ -14,8 +14,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ledger.errors import Violation
 from ledger.events import KINDS, LEDGER, Kind
@@ -27,8 +30,7 @@ _NAME_FIELDS = frozenset({"org", "model", "run", "quantization", "certificate", 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
-@dataclass(frozen=True)
-class ActorKey:
+class ActorKey(Struct, frozen=True):
     """A public key (DER SubjectPublicKeyInfo) that may sign for an actor from `enrolled_at` on.
 
     compromised_from: where the event that retired it says that others had it. The append rules refuse it from
@@ -43,8 +45,7 @@ class ActorKey:
     compromised_from: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Introduced:
+class Introduced(Struct, frozen=True):
     """Under which names a digest was introduced, by the event at which index, and since when it is revoked."""
 
     names: frozenset[str]
@@ -67,8 +68,7 @@ class Known:
         return Known(self.size, dict(self.keys), dict(self.artifacts), dict(self.streams), dict(self.ids))
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(Struct, frozen=True):
     """An event with what was found out about it before the write transaction.
 
     verified: ids of the keys whose signatures verify; problems: failed signatures, violations of the schema.

@@ -38,7 +38,8 @@ def of_version(store: Store, org: str, model: str, version: str) -> list[Stateme
         measures = event.kind == "EvaluationCompleted" and not adapters.isdisjoint(event.subjects)
         if approves or measures:
             found[statement.index] = statement
-    for row in _all(store, kinds=("QuantizationCompleted",)):
+    # What was quantised before it was created is of another one; a long log has many such.
+    for row in _all(store, kinds=("QuantizationCompleted",), start=created[0].index):
         statement = statement_of(row)
         data = statement.event.data
         if (data.get("org"), data.get("model"), data.get("version")) == (org, model, version):
@@ -100,10 +101,10 @@ def _mentioned(event: Event) -> tuple[Artifact, ...]:
 
 
 def _all(
-    store: Store, *, stream: str = "", kinds: tuple[str, ...] = (), stop: int | None = None
+    store: Store, *, stream: str = "", kinds: tuple[str, ...] = (), start: int = 0, stop: int | None = None
 ) -> Iterator[StoredRow]:
-    start, after = 0, None
+    after = None
     while rows := store.select(start=start, stop=stop, stream=stream, kinds=kinds, after_version=after, limit=PAGE):
         yield from rows
         # Each of them is in an index behind what is asked for.
-        start, after = (0, rows[-1].version) if stream else (rows[-1].position + 1, None)
+        start, after = (start, rows[-1].version) if stream else (rows[-1].position + 1, None)

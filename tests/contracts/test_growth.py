@@ -17,7 +17,7 @@ import pytest
 from modelledger.ledger.v1 import ledger_pb2
 from sqlalchemy import Engine, event, text
 
-from ledger import event_pages
+from ledger import event_pages, evidence
 from ledger.edge import LogTiles
 from ledger.event_pages import list_page
 from ledger.local_actor import Author
@@ -168,3 +168,13 @@ def test_no_call_costs_more_in_a_long_log_and_its_long_stream(
     assert all(short > 0 for short, _ in costs.values()), "nothing was counted"
     grown = {name: (short, long) for name, (short, long) in costs.items() if long > meter.most(short)}
     assert not grown, "cost in a short log, and in a long one"
+
+
+def test_the_evidence_of_a_version_is_sought_from_its_creation_on(store_factory: StoreFactory) -> None:
+    log = Log(store_factory())
+    log.append(log.base(), log.dataset())
+    with log.store.writing() as writing:
+        writing.append([Row("0", "quantizations/0", 1, "QuantizationCompleted", "0" * 64, b"that nobody can read")])
+    log.append(*log.training())
+    found = evidence.of_version(log.store, ORG, "bot", "v1.0")
+    assert "VersionCreated" in {statement.event.kind for statement in found}

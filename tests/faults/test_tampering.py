@@ -27,6 +27,7 @@ class Tampered:
 
     def run(self, statement: str, *values: object) -> None:
         connection = sqlite3.connect(self.stores.file_of(self.store))
+        connection.create_function("flipped", 1, _flipped)
         for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             connection.execute(f"DROP TRIGGER {name}")
         assert connection.execute(statement, values).rowcount, "nothing was changed"
@@ -54,9 +55,12 @@ def tampered(sqlite_stores: StoreFactory, untouched: Path) -> Tampered:
 
 
 def _flip(table: str, column: str, row: str) -> str:
-    """One byte of a blob, overwritten."""
-    changed = f"CAST(substr({column}, 1, 20) || x'00' || substr({column}, 22) AS BLOB)"
-    return f"UPDATE {table} SET {column} = {changed} WHERE {row}"  # noqa: S608
+    """One byte of a blob, overwritten by another one."""
+    return f"UPDATE {table} SET {column} = flipped({column}) WHERE {row}"  # noqa: S608
+
+
+def _flipped(blob: bytes) -> bytes:
+    return blob[:20] + (b"\1" if blob[20] == 0 else b"\0") + blob[21:]
 
 
 @pytest.mark.parametrize(

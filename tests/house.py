@@ -27,6 +27,7 @@ from ledger.kit.serve import Address, GrpcServer, HttpServer
 from ledger.wiring import LedgerPart
 from quantizer.config import QuantizerConfig
 from quantizer.wiring import QuantizerPart
+from tests import loops
 from trainer.config import TrainerConfig
 from trainer.wiring import TrainerPart
 
@@ -107,9 +108,7 @@ class House:
         for service in reversed(SERVICES):
             if service in self._running:
                 self.stop(service)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        loops.end(self._loop, self._thread)
 
     def channel(self, service: str) -> grpc.Channel:
         channel = connect(self.addresses[service])

@@ -15,6 +15,7 @@ from modelledger import cli
 from ledger.config import LedgerConfig
 from ledger.kit.serve import GrpcServer
 from ledger.wiring import LedgerPart
+from tests import loops
 from tests.certified import Certified
 from tests.house import Running
 
@@ -42,9 +43,7 @@ def serving(world: Certified, folder: Path) -> Iterator[str]:
         yield f"127.0.0.1:{running.server.port}"
     finally:
         asyncio.run_coroutine_threadsafe(running.stop(), loop).result(60)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        loops.end(loop, thread)
 
 
 def commands(address: str, capsys: pytest.CaptureFixture[str]) -> Run:

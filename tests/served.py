@@ -22,6 +22,7 @@ from ledger.note import LogSigner
 from ledger.service import LedgerServicer
 from ledger.store import Store
 from ledger.tiles import bundle_path, encode_bundle, tile_path
+from tests import loops
 from tests.logs import Log
 
 Server = TypeVar("Server", GrpcServer, HttpServer)
@@ -72,9 +73,7 @@ def _started(make: Callable[[], Server], *closing: Callable[[], Coroutine[Any, A
     finally:
         for stop in (server.stop, *closing):
             asyncio.run_coroutine_threadsafe(stop(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        loops.end(loop, thread)
 
 
 def tiles_of(size: int) -> list[Tile]:

@@ -21,6 +21,7 @@ from ledger.merkle import consistency_proof
 from ledger.note import Verifier
 from ledger.trust_policy import read_trust_policy
 from ledger.wiring import LedgerPart
+from tests import loops
 from tests.certified import Certified
 from tests.databases import ORIGIN
 from tests.house import Running, eventually
@@ -62,9 +63,7 @@ def serving(folder: Path, policy: Path) -> Iterator[Serving]:
         finally:
             asyncio.run_coroutine_threadsafe(running.stop(), loop).result(60)
     finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        loops.end(loop, thread)
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tests import loops
+
 PIECE = 1 << 16  # bytes
 
 
@@ -105,6 +107,4 @@ def wire_to(address: str) -> Iterator[Wire]:
         yield wire
         asyncio.run_coroutine_threadsafe(wire.close(), loop).result(10)
     finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        loops.end(loop, thread)

@@ -29,6 +29,7 @@ from ledger.kit.live import LOOK_AGAIN
 from ledger.kit.serve import Address, GrpcServer, Servicer
 from ledger.service import LedgerServicer
 from ledger.subscriptions import Subscriptions
+from tests import loops
 from tests.databases import StoreFactory
 from tests.groups import write
 from tests.logs import in_process
@@ -72,9 +73,7 @@ class Ledger:
 
     def close(self) -> None:
         self.stop()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        loops.end(self._loop, self._thread)
 
     def _run(self, work: Any) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(30)

@@ -169,8 +169,10 @@ def _sound(written: _Statement) -> Event | None:
     event = _event(written)
     artifacts = [text for artifact in (*event.subjects, *event.materials) for text in artifact]
     texts = (event.id, event.stream, event.time, event.kind, event.actor, event.correlation, event.causation)
+    lines = "\n".join((*texts, *artifacts))
     sound = (
-        _TEXTS.fullmatch("\n".join((*texts, *artifacts)))
+        lines.count("\n") == len(texts) + len(artifacts) - 1  # no text is several lines, which would pass for others
+        and _TEXTS.fullmatch(lines)
         and _is_a_time(event.time)
         and written.predicateType == f"{PREDICATE_PREFIX}{event.kind}/v1"
         and _differ(event.subjects)

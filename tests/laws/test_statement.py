@@ -190,6 +190,30 @@ def test_the_short_reading_agrees_with_the_explaining_one(event: Event, data: st
     assert short is None or short == explained
 
 
+_HEX = "a" * 64
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _subject(name=f"n\n{_HEX}\nm"),
+        _subject(digest={"sha256": f"{_HEX}\nb\n{_HEX}"}),
+        lambda v: (_about(kind="A\nB")(v), _subject(name=_HEX, digest={"sha256": f"foo\n{_HEX}"})(v)),
+        _about(
+            stream="models/acme/bot\n2024-01-02T03:04:05Z", time="20240101", correlation=f"c\n{_HEX}", causation=_HEX
+        ),
+    ],
+)
+def test_texts_of_several_lines_do_not_pass_for_others(change: Change) -> None:
+    value = _valid()
+    change(value)
+    value["predicateType"] = f"https://modelledger.dev/events/{value['predicate']['event']['kind']}/v1"
+    with pytest.raises(MalformedEvent):
+        statement._checked(value)
+    with pytest.raises(MalformedEvent):
+        statement.decode(strict_json.canonical(value))
+
+
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
     """Everything that can be replaced in a document: a container and a key of it."""
     for key, child in value.items() if isinstance(value, dict) else enumerate(value):

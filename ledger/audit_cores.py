@@ -4,7 +4,7 @@
 
 Helper processes read, and this one reads with them: it need not wait for them while they start, nor when they are
 behind. How far reading runs ahead is bounded. A helper that is killed, or does not answer, loses nothing: what it was
-given is read here.
+given is read here, and by no other helper, in case it was the bundle's fault. So are bundles that no pipe holds.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class _Waiting:
 
     bundle: Bundle
     begun: bool = False
+    for_helpers: bool = True
     read: ReadBundle | None = None
 
 
@@ -116,8 +117,10 @@ class _Cores:
     def _give(self, helper: Helper[_Waiting]) -> None:
         if len(helper.asked) >= GIVEN or not helper.ready:
             return
-        for one in [one for one in self.waiting if not one.begun][: GIVEN - len(helper.asked)]:
+        free = [one for one in self.waiting if one.for_helpers and not one.begun]
+        for one in free[: GIVEN - len(helper.asked)]:
             if not helper.ask(one, self._arguments(one.bundle)):
+                one.for_helpers = bool(helper.asked)  # it may fit when less is waiting to be answered
                 return
             one.begun = True
 
@@ -125,12 +128,12 @@ class _Cores:
         self._helpers.remove(helper)
         helper.close()
         for one in helper.asked:
-            one.begun = False
+            one.begun = one.for_helpers = False
 
 
 def _answer(one: _Waiting, read: Any) -> None:
     if not isinstance(read, ReadBundle):  # an error of that process; here it will say what it is
-        one.begun = False
+        one.begun = one.for_helpers = False
         raise Lost
     one.read = read
 

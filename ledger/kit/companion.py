@@ -106,7 +106,7 @@ class _Process(asyncio.Protocol):
     async def start(cls, module: str) -> _Process:
         try:
             child = subprocess.Popen(
-                [sys.executable, "-m", module, str(os.getpid())],
+                [sys.executable, "-P", "-m", module, str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,

@@ -39,7 +39,8 @@ class Helper(Generic[T]):
 
     def __init__(self, module: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, str(os.getpid())],
+            # -P: what lies in the folder that somebody happens to stand in is not our code.
+            [sys.executable, "-P", "-m", module, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -65,13 +66,11 @@ class Helper(Generic[T]):
         return self._started
 
     def ask(self, about: T, question: Any) -> bool:
-        """False, and nothing is asked, when so much is not answered yet that this would wait.
-
-        A question larger than MAX_UNANSWERED is taken by a helper that has nothing else, which reads it at once.
-        """
+        """False, and nothing is asked, when this would wait: the question, with what is not answered yet, is larger
+        than the pipe."""
         data = frame(question)
         size = -(-len(data) // PAGESIZE) * PAGESIZE  # what is written to a pipe takes whole pages, pipe(7)
-        if self.asked and sum(self._bytes) + size > MAX_UNANSWERED:
+        if sum(self._bytes) + size > MAX_UNANSWERED:
             return False
         self.asked.append(about)
         self._bytes.append(size)

@@ -99,7 +99,7 @@ def test_helpers_do_a_part(url: str, helpers: list[Helper[Any]], monkeypatch: py
     assert 0 < sum(here) < 4_000
 
 
-def test_bundles_that_no_pipe_holds_go_through(
+def test_bundles_that_no_pipe_holds_are_read_whatever_becomes_of_the_helpers(
     sqlite_stores: StoreFactory, helpers: list[Helper[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = Log(sqlite_stores())
@@ -113,13 +113,37 @@ def test_bundles_that_no_pipe_holds_go_through(
                 for name, found in made
             )
         )
-    asked: list[int] = []
+    sizes: list[int] = []
     monkeypatch.setattr(
-        "ledger.kit.helper.frame", lambda question: asked.append(len(frame(question))) or frame(question)
+        "ledger.kit.helper.frame", lambda question: sizes.append(len(frame(question))) or frame(question)
     )
+
+    def stop(*_: int) -> None:  # writing to it would wait for ever
+        for helper in helpers:
+            helper.process.send_signal(signal.SIGSTOP)
+
     with DatabaseLog(sqlite_stores.url_of(log.store)) as source:
-        audit(source, VERIFIERS, jobs=2)
-    assert max(asked) > MAX_UNANSWERED
+        assert audit(source, VERIFIERS, jobs=2, progress=stop).size == log.store.head.size
+    assert max(sizes) > MAX_UNANSWERED
+
+
+def test_a_bundle_that_ends_its_reader_ends_one_helper(
+    url: str, helpers: list[Helper[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[Helper[Any]] = []
+    ask = Helper.ask
+
+    def deadly(self: Helper[Any], about: Any, question: Any) -> bool:
+        asked = ask(self, about, question)
+        if asked and about.bundle.start == 2_560:
+            self.process.kill()
+            ended.append(self)
+        return asked
+
+    monkeypatch.setattr(Helper, "ask", deadly)
+    with DatabaseLog(url) as source:
+        assert audit(source, VERIFIERS, jobs=4).size == 5_007
+    assert len(ended) == 1
 
 
 def test_an_audit_that_ends_early_leaves_no_helper(url: str, helpers: list[Helper[Any]]) -> None:

@@ -126,7 +126,7 @@ class _Audit:
         size, state = self._newest.size, self._state
         done = self._start
         progress(done, size)
-        for bundle, read in self._read(self._source.bundles(self._start, size), jobs or os.cpu_count() or 1):
+        for bundle, read in self._read(self._source.bundles(self._start, size), jobs or len(os.sched_getaffinity(0))):
             self._take(bundle, read)
             done += len(bundle.entries)
             progress(done, size)
@@ -171,7 +171,7 @@ class _Audit:
                 break
         else:
             return
-        yield from read_on_cores(bundles, self._task, jobs)
+        yield from read_on_cores(bundles, self._task, min(jobs, -(-remaining // TILE_WIDTH)))
 
     def _task(self, bundle: Bundle) -> tuple[Any, ...]:
         """What `read_bundle` is called with."""

@@ -95,10 +95,12 @@ class _Predicate(Struct, frozen=True, forbid_unknown_fields=True):
     data: dict[str, Any]
 
 
-class _Statement(Struct, frozen=True, forbid_unknown_fields=True, rename={"type": "_type"}):
+class _Statement(
+    Struct, frozen=True, forbid_unknown_fields=True, rename={"type": "_type", "predicate_type": "predicateType"}
+):
     type: Literal["https://in-toto.io/Statement/v1"]
     subject: Annotated[list[_Descriptor], Meta(min_length=1, max_length=MAX_ARTIFACTS)]
-    predicateType: str  # noqa: N815 - in-toto's name
+    predicate_type: str
     predicate: _Predicate
 
 
@@ -174,7 +176,7 @@ def _sound(written: _Statement) -> Event | None:
         lines.count("\n") == len(texts) + len(artifacts) - 1  # no text is several lines, which would pass for others
         and _TEXTS.fullmatch(lines)
         and _is_a_time(event.time)
-        and written.predicateType == f"{PREDICATE_PREFIX}{event.kind}/v1"
+        and written.predicate_type == f"{PREDICATE_PREFIX}{event.kind}/v1"
         and _differ(event.subjects)
         and _differ(event.materials)
     )

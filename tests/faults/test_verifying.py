@@ -211,3 +211,17 @@ def test_pieces_of_the_largest_entries_go_through(cores: AllCores, tmp_path: Pat
         os.kill(pid, signal.SIGCONT)
     for each in verdicts:
         assert each() == [True] * WORTH_SHARING
+
+
+def test_nothing_of_the_folder_somebody_stands_in_is_run(
+    checks: Sequence[Check], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('this is not the library')")
+    monkeypatch.chdir(tmp_path)
+    cores = AllCores(1)
+    _start(cores)
+    verdicts = cores(checks)
+    assert cores.helpers[0].asked
+    assert verdicts() == verify_here(checks)
+    assert cores.helpers, "it was not lost"
+    cores.close()

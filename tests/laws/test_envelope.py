@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ledger import envelope
 from ledger.envelope import (
     MAX_ENTRY,
     PAYLOAD_TYPE,
@@ -174,6 +175,10 @@ GOOD = {"keyid": "a", "sig": "YQ=="}
         (edited(signatures=[{**GOOD, "cert": ""}]), r"unknown fields \['cert'\]"),
         (edited(signatures=[{**GOOD, "keyid": ""}]), r"signatures\[0\].keyid must be"),
         (edited(signatures=[{**GOOD, "keyid": "x" * 129}]), r"signatures\[0\].keyid must be"),
+        (
+            '{"payload":"","payloadType":"%s","signatures":[{"keyid":"é","sig":""}]}'.encode() % PAYLOAD_TYPE.encode(),
+            "ASCII",
+        ),
         (edited(signatures=[{**GOOD, "keyid": "\ud800"}]), "half of a surrogate pair"),
         (edited(signatures=[{**GOOD, "keyid": 7}]), r"signatures\[0\].keyid must be"),
         (edited(signatures=[{**GOOD, "sig": "!"}]), r"signatures\[0\].sig: not standard base64"),
@@ -183,6 +188,15 @@ GOOD = {"keyid": "a", "sig": "YQ=="}
 def test_what_is_not_an_envelope_is_refused_by_name(data: bytes, reason: str) -> None:
     with pytest.raises(MalformedEvent, match=reason):
         parse(data)
+    written = data.replace(b": ", b":").replace(b", ", b",")  # as `encode` spells it, which is read in another way
+    with pytest.raises(MalformedEvent, match=reason):
+        parse(written)
+
+
+def test_what_is_signed_is_read_the_short_way() -> None:
+    for signers in ([P256], [ED25519], [P256, ED25519]):
+        data = sign(PAYLOAD, signers)
+        assert envelope._WRITTEN.read(data) == parse(data)
 
 
 @given(st.binary(max_size=200))

@@ -46,6 +46,28 @@ def test_an_event_is_read_back_from_its_statement(event: Event) -> None:
     payload = statement.encode(event)
     assert statement.decode(payload) == statement.recall(payload) == event
     assert statement.encode(statement.decode(payload)) == payload
+    spaced = json.dumps(json.loads(payload), indent=1).encode()
+    assert statement.decode(spaced) == statement.recall(spaced) == event
+
+
+@given(events)
+def test_what_is_written_is_read_the_short_way(event: Event) -> None:
+    written = statement._WRITTEN.read(statement.encode(event))
+    assert written is not None
+    assert statement._sound(written) == event
+
+
+def test_data_is_nested_as_deep_as_any_json() -> None:
+    value = _valid()
+    for depth, refused in ((strict_json.MAX_DEPTH - 3, False), (strict_json.MAX_DEPTH - 2, True)):
+        value["predicate"]["data"] = {"run": functools.reduce(lambda inner, _: [inner], range(depth), 0)}
+        payload = strict_json.canonical(value)
+        for spelling in (payload, payload.replace(b":", b": ", 1)):
+            if not refused:
+                assert statement.decode(spelling).data == value["predicate"]["data"]
+                continue
+            with pytest.raises(MalformedEvent, match="nested deeper"):
+                statement.decode(spelling)
 
 
 @given(events)

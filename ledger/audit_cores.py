@@ -10,7 +10,6 @@ given is read here, and by no other helper, in case it was the bundle's fault. S
 from __future__ import annotations
 
 import logging
-import select
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ from typing import Any
 from ledger.audit_entries import ReadBundle, read_bundle
 from ledger.audit_source import Bundle
 from ledger.errors import ModelLedgerError
-from ledger.kit.companion import answer_questions
-from ledger.kit.helper import Helper, Lost
+from ledger.kit.answering import answer_questions
+from ledger.kit.helper import Helper, Lost, answered
 
 AHEAD = 4  # bundles that wait to be judged, for each process
 GIVEN = 3  # bundles that a helper has at once: it never waits for this process, which may be reading
+MOST_HELPERS = 32  # their pipes hold half of what all pipes of a user may, pipe(7): the ledger's are there, too
 PATIENCE = 60.0  # seconds for one bundle, which takes a fiftieth of one, or one when everything in it is largest
 
 Arguments = Callable[[Bundle], tuple[Any, ...]]
@@ -39,8 +39,9 @@ def read_on_cores(bundles: Iterator[Bundle], arguments: Arguments, jobs: int) ->
     An error of `bundles` comes behind all that was read before it.
     """
     error: ModelLedgerError | None = None
-    cores = _Cores(arguments, jobs - 1)
+    cores = _Cores(arguments)
     try:
+        cores.start(min(jobs - 1, MOST_HELPERS))
         try:
             for bundle in bundles:
                 cores.add(bundle)
@@ -69,10 +70,12 @@ class _Waiting:
 class _Cores:
     """`waiting`: bundles in order, until each is the oldest and read."""
 
-    def __init__(self, arguments: Arguments, helpers: int) -> None:
+    def __init__(self, arguments: Arguments) -> None:
         self.waiting: deque[_Waiting] = deque()
         self._arguments = arguments
         self._helpers: list[Helper[_Waiting]] = []
+
+    def start(self, helpers: int) -> None:
         try:
             for _ in range(helpers):
                 self._helpers.append(Helper("ledger.audit_cores"))
@@ -101,10 +104,10 @@ class _Cores:
     def _look(self, timeout: float) -> None:
         """Take what helpers have read, and see that they have something to do."""
         asked = [helper for helper in self._helpers if helper.asked]
-        answered = select.select(asked, [], [], timeout)[0] if asked else []
-        for helper in answered if answered or not timeout else asked:
+        there = answered(asked, timeout) if asked else []
+        for helper in there if there or not timeout else asked:
             try:
-                if helper not in answered:
+                if helper not in there:
                     raise Lost
                 for one, read in helper.answers():
                     _answer(one, read)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from functools import partial
 from typing import Any
 
 from ledger import envelope
-from ledger.kit.companion import answer_questions
-from ledger.kit.helper import Helper, Lost
+from ledger.kit.answering import answer_questions
+from ledger.kit.helper import Helper, Lost, answered
 
 Check = tuple[bytes, bytes, bytes]
 """A public key (DER SubjectPublicKeyInfo) that the log holds, a signature, and the message it should be of."""
@@ -126,10 +125,10 @@ class AllCores:
         asked = [helper for helper in self.helpers if helper.asked]
         if not asked:
             return
-        answered = select.select(asked, [], [], timeout)[0]
-        for helper in answered if answered or not timeout else asked:
+        there = answered(asked, timeout)
+        for helper in there if there or not timeout else asked:
             try:
-                if helper not in answered:
+                if helper not in there:
                     raise Lost
                 for piece, verdicts in helper.answers():
                     piece.answer(verdicts)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 from ledger.errors import Damaged
-from ledger.kit.companion import Companion, answer_questions
+from ledger.kit.answering import answer_questions
+from ledger.kit.companion import Companion
 from ledger.registry_view import REGISTRY_VIEW, fold_registry, keys_read
 from ledger.views import ViewRunner
 from ledger.writer import LogSettings

@@ -15,11 +15,16 @@ from functools import partial
 from pathlib import Path
 
 from ledger.committer import Appended, Commit, Committer, Request
-from ledger.kit.companion import Companion, answer_questions, portable
+from ledger.kit.answering import answer_questions, portable
+from ledger.kit.companion import Companion
 from ledger.signers import log_signer
 from ledger.store import Store
 from ledger.verifying import AllCores
 from ledger.writing import Head
+
+# A caller who appends one event after the other comes again after 0.8 ms. A process that has slept meanwhile works at
+# half its speed: staying awake makes that caller's appends an eighth quicker. Of many callers somebody is always there.
+ATTENTIVE = 0.0015  # seconds
 
 Results = list[Appended | Exception]
 
@@ -75,5 +80,9 @@ class _Committing:
         return results, head if head is not told else None
 
 
+def _attentive(requests: Sequence[Request] | LogSettings) -> float:
+    return ATTENTIVE if isinstance(requests, list) and len(requests) == 1 else 0.0
+
+
 if __name__ == "__main__":
-    answer_questions(_Committing)
+    answer_questions(_Committing, _attentive)

@@ -1,11 +1,11 @@
 """A helper process that is asked several things at once, for a thread that must never wait for it.
 
-    helper = Helper("ledger.verifying")              # `python -m ledger.verifying` calls companion.answer_questions
+    helper = Helper("ledger.verifying")              # ledger.verifying calls answering.answer_questions
     if helper.ready and helper.ask(piece, checks):   # False, and nothing is asked, while that would wait
         ...
-    select.select([helper], [], [], 0)               # whether it has answered something
-    for piece, verdicts in helper.answers():         # in the order in which it was asked
-        ...
+    for helper in answered([helper], timeout):
+        for piece, verdicts in helper.answers():     # in the order in which it was asked
+            ...
 
 What a helper is for can be done without it: one that is `Lost` is closed, and whoever asked does what it was asked.
 """
@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import select
-import subprocess
-import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from mmap import PAGESIZE
 from typing import Any, Generic, TypeVar
 
-from ledger.kit.companion import Frames, frame
+from ledger.kit.answering import start_answering
+from ledger.kit.frames import PIPE, Frames, frame
 
-MAX_UNANSWERED = 1 << 20  # bytes that one helper is asked; what one user's pipe may hold, pipe(7)
+MAX_UNANSWERED = PIPE  # bytes that one helper is asked
 
 T = TypeVar("T")
 
@@ -38,29 +36,23 @@ class Helper(Generic[T]):
     """`asked`: what it has not answered yet, in the order in which it will. Raises OSError when there is no room."""
 
     def __init__(self, module: str) -> None:
-        self.process = subprocess.Popen(
-            # -P: what lies in the folder that somebody happens to stand in is not our code.
-            [sys.executable, "-P", "-m", module, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )
+        self._answering = start_answering(module)
+        self.process = self._answering.child
         self.asked: deque[T] = deque()
         self._bytes: deque[int] = deque()
         self._started = False
         self._answers = Frames(self.fileno())
         try:  # so that asking never waits, whatever the helper does
-            fcntl.fcntl(self.process.stdin, fcntl.F_SETPIPE_SZ, MAX_UNANSWERED)  # type: ignore[arg-type]  # a pipe
-        except OSError:  # one user's pipes have a limit, pipe(7)
+            fcntl.fcntl(self._answering.questions, fcntl.F_SETPIPE_SZ, MAX_UNANSWERED)
+            self._write(frame(None))
+        except BaseException:  # one user's pipes have a limit, pipe(7)
             self.close()
             raise
-        self._write(frame(None))
 
     @property
     def ready(self) -> bool:
         """Whether it has started; it says so by answering its first question."""
-        if not self._started and select.select([self], [], [], 0)[0]:
+        if not self._started and answered([self], 0):
             self._answers.take(wait=True)
             self._started = True
         return self._started
@@ -79,7 +71,10 @@ class Helper(Generic[T]):
 
     def answers(self) -> Iterator[tuple[T, Any]]:
         """What it was asked, with its answer, as far as answers have come. Raises Lost."""
-        found = self._answers.read()
+        try:
+            found = self._answers.read()
+        except Exception as error:  # another release, installed meanwhile, wrote what this one cannot read
+            raise Lost from error
         if found is None:
             raise Lost
         for answer in found:
@@ -89,14 +84,26 @@ class Helper(Generic[T]):
             yield self.asked.popleft(), answer
 
     def fileno(self) -> int:
-        return self.process.stdout.fileno()  # type: ignore[union-attr]  # it was made with a pipe
+        """Where its answers come from."""
+        return self._answering.answers.fileno()
 
     def close(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self._answering.questions.close()
+        self._answering.answers.close()
+        self.process.wait()
 
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)
         with contextlib.suppress(BrokenPipeError):  # the answer will not come, either
             while rest:
-                rest = rest[self.process.stdin.write(rest) :]  # type: ignore[union-attr]  # it was made with a pipe
+                rest = rest[self._answering.questions.write(rest) :]
+
+
+def answered(helpers: Iterable[Helper[T]], timeout: float) -> list[Helper[T]]:
+    """Those of which something has come, an end too, after waiting so many seconds for the first."""
+    by_file = {helper.fileno(): helper for helper in helpers}
+    there = select.poll()  # it takes any number of a file, where select(2) ends at 1,024
+    for file in by_file:
+        there.register(file, select.POLLIN)
+    return [by_file[file] for file, _ in there.poll(timeout * 1_000)]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
-import select
 import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
+from ledger import audit_cores
 from ledger.audit import audit
 from ledger.audit_entries import read_bundle
-from ledger.kit.companion import frame
-from ledger.kit.helper import MAX_UNANSWERED, Helper
+from ledger.kit.frames import frame
+from ledger.kit.helper import MAX_UNANSWERED, Helper, answered
 from ledger.whole_log import DatabaseLog
 from tests.databases import StoreFactory, log_signer
 from tests.logs import Log, artifact
@@ -28,7 +30,7 @@ def helpers(monkeypatch: pytest.MonkeyPatch) -> list[Helper[Any]]:
 
     def start(module: str) -> Helper[Any]:
         started.append(Helper(module))
-        assert select.select(started[-1:], [], [], 30)[0], "it starts"
+        assert answered(started[-1:], 30), "it starts"
         return started[-1]
 
     monkeypatch.setattr("ledger.audit.ALONE", 0)
@@ -46,7 +48,7 @@ def url(sqlite_stores: StoreFactory) -> str:
 
 
 def _half_an_answer(helper: Helper[Any]) -> None:
-    select.select([helper], [], [], 30)
+    answered([helper], 30)
     begun = os.read(helper.fileno(), 1_000)
     helper.process.kill()
     while os.read(helper.fileno(), 1 << 20):
@@ -59,6 +61,7 @@ LOSSES: dict[str, Callable[[Helper[Any]], object]] = {
     "killed within an answer": _half_an_answer,
     "stopped": lambda helper: helper.process.send_signal(signal.SIGSTOP),
     "with an answer that is none": lambda helper: setattr(helper, "answers", lambda: [(helper.asked.popleft(), None)]),
+    "with an error": lambda helper: setattr(helper, "answers", lambda: [(helper.asked.popleft(), RuntimeError("x"))]),
 }
 
 
@@ -81,9 +84,50 @@ def test_a_helper_that_is_lost_loses_nothing(
         assert audit(source, VERIFIERS, jobs=jobs, progress=lose).size == 5_007
     assert lost
     assert len(helpers) == jobs - 1
-    for helper in helpers:
-        with pytest.raises(ProcessLookupError):
-            os.kill(helper.process.pid, 0)
+    _are_gone(helpers)
+
+
+def test_helpers_that_there_is_no_room_for_are_done_without(
+    url: str, helpers: list[Helper[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resize, room = fcntl.fcntl, [1]
+
+    def limited(file: Any, command: int, size: int) -> int:
+        if command == fcntl.F_SETPIPE_SZ and size == MAX_UNANSWERED:
+            if not room:
+                raise PermissionError(errno.EPERM, "Operation not permitted")
+            room.pop()
+        return resize(file, command, size)
+
+    monkeypatch.setattr(fcntl, "fcntl", limited)
+    with DatabaseLog(url) as source:
+        assert audit(source, VERIFIERS, jobs=4).size == 5_007
+    assert len(helpers) == 1
+
+
+def test_no_more_helpers_are_started_than_their_pipes_have_room_for(
+    url: str, helpers: list[Helper[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ledger.audit_cores.MOST_HELPERS", 2)
+    with DatabaseLog(url) as source:
+        assert audit(source, VERIFIERS, jobs=8).size == 5_007
+    assert len(helpers) == 2
+
+
+def test_an_audit_that_is_given_up_while_helpers_start_leaves_none(
+    url: str, helpers: list[Helper[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = audit_cores.Helper
+
+    def interrupted(module: str) -> Helper[Any]:
+        if len(helpers) == 2:
+            raise KeyboardInterrupt
+        return start(module)
+
+    monkeypatch.setattr("ledger.audit_cores.Helper", interrupted)
+    with DatabaseLog(url) as source, pytest.raises(KeyboardInterrupt):
+        audit(source, VERIFIERS, jobs=4)
+    _are_gone(helpers)
 
 
 def test_helpers_do_a_part(url: str, helpers: list[Helper[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +200,11 @@ def test_an_audit_that_ends_early_leaves_no_helper(url: str, helpers: list[Helpe
 
     with DatabaseLog(url) as source, pytest.raises(Enough):
         audit(source, VERIFIERS, jobs=3, progress=enough)
+    _are_gone(helpers)
+
+
+def _are_gone(helpers: Sequence[Helper[Any]]) -> None:
+    assert helpers
     for helper in helpers:
         with pytest.raises(ProcessLookupError):
             os.kill(helper.process.pid, 0)

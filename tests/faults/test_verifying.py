@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import random
-import select
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 
 from ledger import verifying
 from ledger.envelope import MAX_ENTRY, pae
-from ledger.kit.helper import MAX_UNANSWERED, Helper
+from ledger.kit.helper import MAX_UNANSWERED, Helper, answered
 from ledger.kit.keys import actor_signer
 from ledger.verifying import (
     PIECE,
@@ -61,7 +60,7 @@ def cores(request: pytest.FixtureRequest) -> Iterator[AllCores]:
 def _start(cores: AllCores) -> None:
     cores.start()
     for helper in cores.helpers:
-        assert select.select([helper], [], [], 30)[0], "it starts"
+        assert answered([helper], 30), "it starts"
         assert helper.ready
 
 

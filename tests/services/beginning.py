@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from ledger.errors import InvalidInput
-from ledger.kit.companion import answer_questions
+from ledger.kit.answering import answer_questions
+
+done: list[str] = []
 
 
 class Beginning:
@@ -15,22 +17,27 @@ class Beginning:
 
     def __init__(self, gate: str) -> None:
         self._gate = Path(gate)
-        self._done: list[str] = []
 
     def __call__(self, question: str) -> Callable[[], list[str]]:
-        if not self._done:
+        if not done:
             self._gate.read_bytes()
-        self._done.append(f"begin {question}")
+        done.append(f"begin {question}")
         if question == "wrong at once":
             raise InvalidInput(question)
         return partial(self._finish, question)
 
     def _finish(self, question: str) -> list[str]:
-        self._done.append(f"finish {question}")
+        done.append(f"finish {question}")
         if question == "wrong at last":
             raise InvalidInput(question)
-        return self._done
+        return done
+
+
+def attentive(question: str) -> float:
+    if done:  # the first question of all opens it
+        done.append(f"attentive after {question}")
+    return 60.0 if question == "and stay awake" else 0.0
 
 
 if __name__ == "__main__":
-    answer_questions(Beginning)
+    answer_questions(Beginning, attentive)

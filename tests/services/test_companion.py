@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 import uvloop  # services run on it
 
 from ledger.errors import InvalidInput, Unreachable
-from ledger.kit.companion import PIPE, Companion
+from ledger.kit.companion import Companion
+from ledger.kit.frames import PIPE
 
 FIRST = "first"  # what keeps a companion busy while everything else is written
 
@@ -37,13 +39,40 @@ def _ask(folder: Path, *questions: str) -> list[Any]:
 
 
 def _without_first(done: list[str]) -> list[str]:
-    return [each for each in done if each not in (f"begin {FIRST}", f"finish {FIRST}")]
+    return [each for each in done if not each.endswith(FIRST)]
 
 
 def test_the_next_question_is_begun_and_no_further_one(tmp_path: Path) -> None:
     answers = _ask(tmp_path, "a", "b", "c", "d")
     order = ["begin a", "begin b", "finish a", "begin c", "finish b", "begin d", "finish c", "finish d"]
     assert answers == [order[:3], order[:5], order[:7], order]
+
+
+def test_it_is_attentive_when_nobody_else_has_asked() -> None:
+    async def ask() -> list[list[str]]:
+        companion = Companion("tests.services.beginning", os.devnull)
+        answers = [await companion.ask(question) for question in "ab"]
+        await companion.close()
+        return answers
+
+    first, second = asyncio.run(ask())
+    assert second == [*first, "attentive after a", "begin b", "finish b"]
+
+
+def test_it_stays_awake_as_long_as_it_is_attentive() -> None:
+    async def states() -> list[str]:
+        companion = Companion("tests.services.beginning", os.devnull)
+        await companion.ask("and stay awake")
+        (child,) = _children()
+        seen = []
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            seen.append(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0])
+        await companion.ask("and sleep")
+        await companion.close()
+        return seen
+
+    assert asyncio.run(states()).count("R") > 50, "it runs, or would if it could"
 
 
 def test_an_error_is_the_answer_to_its_own_question(tmp_path: Path) -> None:
@@ -101,6 +130,24 @@ def test_who_goes_away_while_it_starts_leaves_no_process_behind(again: str) -> N
 def _children() -> list[int]:
     command = ["pgrep", "--parent", str(os.getpid()), "--full", "tests.services.beginning"]
     return [int(line) for line in subprocess.run(command, capture_output=True, text=True).stdout.split()]
+
+
+@pytest.mark.parametrize("question", ["unreadable", "unasked"])
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_what_is_no_answer_ends_it_and_the_next_question_starts_another(run: Callable[..., Any], question: str) -> None:
+    async def insist(companion: Companion) -> None:
+        while True:  # what nobody asked may be taken for the answer to the question before it
+            await asyncio.wait_for(companion.ask(question), 30)
+
+    async def ask() -> object:
+        companion = Companion("tests.services.odd_answers", "")
+        with pytest.raises(Unreachable, match="odd_answers ended"):
+            await insist(companion)
+        answer = await companion.ask("one")
+        await companion.close()
+        return answer
+
+    assert run(ask()) == "one"
 
 
 def test_what_a_companion_that_cannot_start_was_asked_is_said(tmp_path: Path) -> None:

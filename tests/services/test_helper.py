@@ -1,0 +1,80 @@
+"""A helper process answers in order, and what is not an answer makes it Lost."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from ledger.kit.helper import Helper, Lost, answered
+
+
+@pytest.fixture
+def helper() -> Iterator[Helper[str]]:
+    helper: Helper[str] = Helper("tests.services.odd_answers")
+    yield helper
+    helper.close()
+
+
+def _start(helper: Helper[str]) -> None:
+    assert answered([helper], 30), "it starts"
+    assert helper.ready
+
+
+def _answer(helper: Helper[str], question: str) -> list[tuple[str, object]]:
+    assert helper.ask(f"about {question}", question)
+    assert answered([helper], 30)
+    return list(helper.answers())
+
+
+def _insist(helper: Helper[str], question: str) -> None:
+    while True:  # what nobody asked may be taken for the answer to the question before it
+        _answer(helper, question)
+
+
+def test_what_is_printed_is_no_answer_and_lands_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    helper: Helper[str] = Helper("tests.services.odd_answers")
+    _start(helper)
+    assert _answer(helper, "one") == [("about one", "one")]
+    assert _answer(helper, "two") == [("about two", "two")]
+    helper.process.stdin.close()  # type: ignore[union-attr]  # it was made with a pipe
+    helper.process.wait()  # and has written what it printed
+    helper.close()
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "this neither" in printed.err
+    assert "this is no answer" in printed.err
+    assert "nor this" in printed.err
+
+
+@pytest.mark.parametrize("question", ["unreadable", "unasked"])
+def test_it_is_lost_with_what_is_no_answer(helper: Helper[str], question: str) -> None:
+    _start(helper)
+    with pytest.raises(Lost):
+        _insist(helper, question)
+
+
+def test_ctrl_c_ends_none_that_has_only_just_started(helper: Helper[str]) -> None:
+    os.kill(helper.process.pid, signal.SIGINT)
+    _start(helper)
+    assert _answer(helper, "one") == [("about one", "one")]
+
+
+def test_many_open_files_are_no_hindrance() -> None:
+    """select(2) takes no file descriptor above 1,023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4_096, hard), hard))
+    opened = [os.dup(0) for _ in range(1_100)]
+    try:
+        helper: Helper[str] = Helper("tests.services.odd_answers")
+        assert helper.fileno() > 1_023
+        _start(helper)
+        assert _answer(helper, "one") == [("about one", "one")]
+        helper.close()
+    finally:
+        for file in opened:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -39,9 +39,10 @@ def read_on_cores(bundles: Iterator[Bundle], arguments: Arguments, jobs: int) ->
     An error of `bundles` comes behind all that was read before it.
     """
     error: ModelLedgerError | None = None
+    jobs = min(jobs, MOST_HELPERS + 1)
     cores = _Cores(arguments)
     try:
-        cores.start(min(jobs - 1, MOST_HELPERS))
+        cores.start(jobs - 1)
         try:
             for bundle in bundles:
                 cores.add(bundle)

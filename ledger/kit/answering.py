@@ -12,6 +12,7 @@ Who asks: ledger/kit/companion.py for an event loop, ledger/kit/helper.py for a 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import signal
@@ -49,27 +50,41 @@ class Answering:
 
 def start_answering(module: str) -> Answering:
     """Start `python -m module`. Raises OSError when there is no room for it."""
-    reading, writing = os.pipe()
-    answers = os.fdopen(reading, "rb", buffering=0)
-    # Ctrl-C is the parent's, also before the child can say so: it is born with that signal blocked.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
+    with contextlib.ExitStack() as always, contextlib.ExitStack() as undone:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        always.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
+        answers, writing = _pipe()
+        undone.callback(answers.close)
+        always.callback(os.close, writing)
+        # Ctrl-C is the parent's, also before the child can say so: it is born with that signal blocked.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         child = subprocess.Popen(
             # -P: what lies in the folder that somebody happens to stand in is not our code.
             [sys.executable, "-P", "-m", module, str(os.getpid()), str(writing)],
             stdin=subprocess.PIPE,
-            stdout=2,  # stderr
+            stdout=subprocess.DEVNULL if sys.__stderr__ is None else 2,
             bufsize=0,
             pass_fds=[writing],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
-    except BaseException:
-        answers.close()
-        raise
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.close(writing)
+        undone.callback(_end, child)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # here comes what was pressed meanwhile
+        undone.pop_all()
     return Answering(child, child.stdin, answers)  # type: ignore[arg-type]  # it was made with a pipe
+
+
+def _pipe() -> tuple[IO[bytes], int]:
+    """A pipe's ends, to read and to write, under numbers that a child's stdin, stdout and stderr do not have."""
+    ends = os.pipe()
+    reading, writing = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3) for end in ends)
+    for end in ends:
+        os.close(end)
+    return os.fdopen(reading, "rb", buffering=0), writing
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.communicate()
 
 
 def answer_questions(open_it: Callable[[Any], Begin], attentive: Attentive = lambda question: 0.0) -> None:
@@ -92,7 +107,9 @@ def answer_questions(open_it: Callable[[Any], Begin], attentive: Attentive = lam
                 return
             question, answer = begun.popleft()
             _write(answers, frame(answer()))
-            if not come and not begun and (seconds := attentive(question)):
+            seconds = 0.0 if come or begun else attentive(question)
+            del question, answer  # they may be large, and the next one may be long in coming
+            if seconds:
                 questions.watch(seconds)
 
 

@@ -84,6 +84,7 @@ class _Process(asyncio.Protocol):
         self._answers = Incoming()
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._over = asyncio.Event()
+        self._broken = False
 
     @classmethod
     async def start(cls, module: str) -> _Process:
@@ -118,11 +119,15 @@ class _Process(asyncio.Protocol):
         await self._over.wait()
 
     def data_received(self, data: bytes) -> None:
+        if self._broken:
+            return
         try:
             for answer in self._answers.add(data):
                 self._answer(answer)
         except Exception:  # another release was installed meanwhile, or it is broken: its answers have no meaning
             log.exception("%s answers what cannot be read, and is ended; restart the service", self._module)
+            self._broken = True
+            self._questions.close()
             self._child.kill()
 
     def _answer(self, answer: Any) -> None:

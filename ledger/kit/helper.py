@@ -53,8 +53,10 @@ class Helper(Generic[T]):
     def ready(self) -> bool:
         """Whether it has started; it says so by answering its first question."""
         if not self._started and answered([self], 0):
-            self._answers.take(wait=True)
-            self._started = True
+            try:
+                self._started = bool(self._read())
+            except Lost:  # it is found out when it is asked
+                self._started = True
         return self._started
 
     def ask(self, about: T, question: Any) -> bool:
@@ -71,13 +73,7 @@ class Helper(Generic[T]):
 
     def answers(self) -> Iterator[tuple[T, Any]]:
         """What it was asked, with its answer, as far as answers have come. Raises Lost."""
-        try:
-            found = self._answers.read()
-        except Exception as error:  # another release, installed meanwhile, wrote what this one cannot read
-            raise Lost from error
-        if found is None:
-            raise Lost
-        for answer in found:
+        for answer in self._read():
             if not self.asked:
                 raise Lost
             self._bytes.popleft()
@@ -92,6 +88,15 @@ class Helper(Generic[T]):
         self._answering.questions.close()
         self._answering.answers.close()
         self.process.wait()
+
+    def _read(self) -> list[Any]:
+        try:
+            found = self._answers.read()
+        except Exception as error:  # another release, installed meanwhile, wrote what this one cannot read
+            raise Lost from error
+        if found is None:
+            raise Lost
+        return found
 
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)

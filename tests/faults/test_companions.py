@@ -15,6 +15,7 @@ from typing import TypeVar
 import pytest
 from modelledger.ledger.v1 import ledger_pb2
 
+from ledger import writer
 from ledger.errors import Damaged, DamagedLog, Unreachable
 from tests.faults.ledger_process import FOUNDING, Ledger, ledger_process
 from tests.logs import dataset
@@ -95,6 +96,23 @@ def test_a_writer_does_not_come_back_to_a_damaged_log(ledger: Ledger) -> None:
     for _ in range(2):
         with pytest.raises(DamagedLog, match="event 7 was changed"):
             _eventually(lambda: ledger.append(entry))
+
+
+def test_a_writer_sleeps_when_nobody_appends(ledger: Ledger) -> None:
+    """It stays awake for a moment, for a caller who appends one event after the other."""
+    assert 0 < writer.ATTENTIVE < 0.01
+    assert writer._attentive([[b"one event"]]) == writer._attentive([[b"two", b"events"]]) == writer.ATTENTIVE
+    assert writer._attentive([[b"one"], [b"and another caller's"]]) == 0
+    ledger.append(dataset("one", ledger.trainer)[1])
+    (process,) = ledger.processes("ledger.writer")
+    before = _seconds_of_work(process)
+    time.sleep(1)
+    assert _seconds_of_work(process) - before < 0.3
+
+
+def _seconds_of_work(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime: proc(5)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -22,6 +22,8 @@ def answer(question: str) -> Any:
         return Unreadable()
     if question == "unasked":
         os.write(int(sys.argv[2]), frame("what nobody asked"))
+    if question == "unasked at length":
+        os.write(int(sys.argv[2]), frame(question) + frame("what nobody asked") + bytes(1 << 20))
     return question
 
 
@@ -32,4 +34,6 @@ def open_it(settings: object) -> Callable[[str], Callable[[], Any]]:
 
 if __name__ == "__main__":
     os.write(1, b"nor this\n")
+    if "UNREADABLE" in os.environ:
+        os.write(int(sys.argv[2]), frame(Unreadable()))
     answer_questions(open_it)

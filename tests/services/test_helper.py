@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +59,58 @@ def test_it_is_lost_with_what_is_no_answer(helper: Helper[str], question: str) -
     _start(helper)
     with pytest.raises(Lost):
         _insist(helper, question)
+
+
+def test_it_is_lost_when_its_start_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNREADABLE", "")
+    helper: Helper[str] = Helper("tests.services.odd_answers")
+    _start(helper)
+    with pytest.raises(Lost):
+        _insist(helper, "one")
+    helper.close()
+
+
+def test_ctrl_c_while_it_starts_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self.pid)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    before = _open_files(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with pytest.raises(KeyboardInterrupt):
+        Helper("tests.services.odd_answers")
+    assert (_open_files(), signal.pthread_sigmask(signal.SIG_BLOCK, [])) == before
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)
+
+
+def test_one_that_cannot_be_started_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    before = _open_files(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with pytest.raises(OSError, match="/no/such/python"):
+        Helper("tests.services.odd_answers")
+    assert (_open_files(), signal.pthread_sigmask(signal.SIG_BLOCK, [])) == before
+
+
+def test_its_parent_still_hears_ctrl_c(helper: Helper[str]) -> None:
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("closed", ["0<&- 1>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_streams_are_no_hindrance(tmp_path: Path, closed: str) -> None:
+    """The numbers of stdin, stdout and stderr are another file's then."""
+    told = tmp_path / "answers"
+    script = f"{sys.executable} -m tests.services.closed_streams {told} {closed}"
+    subprocess.run(["sh", "-c", script], timeout=60, check=True)
+    assert told.read_text() == "one two"
 
 
 def test_ctrl_c_ends_none_that_has_only_just_started(helper: Helper[str]) -> None:

@@ -77,6 +77,7 @@ class _Cores:
         self._helpers: list[Helper[_Waiting]] = []
 
     def start(self, helpers: int) -> None:
+        """Start so many, or as many as there is room for."""
         try:
             for _ in range(helpers):
                 self._helpers.append(Helper("ledger.audit_cores"))

@@ -34,7 +34,6 @@ log = logging.getLogger("modelledger.answering")
 Begin = Callable[[Any], Callable[[], Any]]
 """Begins with a question; what it gives is called for the answer, in the order of the questions."""
 
-
 Attentive = Callable[[Any], float]
 """Seconds for which the next question is awaited without going to sleep, after this one, or the first, is answered."""
 
@@ -46,6 +45,13 @@ class Answering:
     child: subprocess.Popen[bytes]
     questions: IO[bytes]
     answers: IO[bytes]
+
+    def end(self) -> None:
+        """End it whatever it is doing."""
+        self.child.kill()
+        self.questions.close()
+        self.answers.close()
+        self.child.wait()
 
 
 def start_answering(module: str) -> Answering:
@@ -67,10 +73,11 @@ def start_answering(module: str) -> Answering:
             pass_fds=[writing],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
-        undone.callback(_end, child)
+        answering = Answering(child, child.stdin, answers)  # type: ignore[arg-type]  # it was made with a pipe
+        undone.callback(answering.end)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # here comes what was pressed meanwhile
         undone.pop_all()
-    return Answering(child, child.stdin, answers)  # type: ignore[arg-type]  # it was made with a pipe
+    return answering
 
 
 def _pipe() -> tuple[IO[bytes], int]:
@@ -80,11 +87,6 @@ def _pipe() -> tuple[IO[bytes], int]:
     for end in ends:
         os.close(end)
     return os.fdopen(reading, "rb", buffering=0), writing
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    child.kill()
-    child.communicate()
 
 
 def answer_questions(open_it: Callable[[Any], Begin], attentive: Attentive = lambda question: 0.0) -> None:

@@ -45,7 +45,7 @@ class Helper(Generic[T]):
         try:  # so that asking never waits, whatever the helper does
             fcntl.fcntl(self._answering.questions, fcntl.F_SETPIPE_SZ, MAX_UNANSWERED)
             self._write(frame(None))
-        except BaseException:  # one user's pipes have a limit, pipe(7)
+        except BaseException:  # Ctrl-C, or one user's pipes have a limit, pipe(7)
             self.close()
             raise
 
@@ -84,10 +84,7 @@ class Helper(Generic[T]):
         return self._answering.answers.fileno()
 
     def close(self) -> None:
-        self.process.kill()
-        self._answering.questions.close()
-        self._answering.answers.close()
-        self.process.wait()
+        self._answering.end()
 
     def _read(self) -> list[Any]:
         try:

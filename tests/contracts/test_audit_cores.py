@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -19,6 +17,7 @@ from ledger.kit.helper import MAX_UNANSWERED, Helper, answered
 from ledger.whole_log import DatabaseLog
 from tests.databases import StoreFactory, log_signer
 from tests.logs import Log, artifact
+from tests.pipe_room import leave_room_for
 
 VERIFIERS = [log_signer().verifier]
 
@@ -90,16 +89,7 @@ def test_a_helper_that_is_lost_loses_nothing(
 def test_helpers_that_there_is_no_room_for_are_done_without(
     url: str, helpers: list[Helper[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resize, room = fcntl.fcntl, [1]
-
-    def limited(file: Any, command: int, size: int) -> int:
-        if command == fcntl.F_SETPIPE_SZ and size == MAX_UNANSWERED:
-            if not room:
-                raise PermissionError(errno.EPERM, "Operation not permitted")
-            room.pop()
-        return resize(file, command, size)
-
-    monkeypatch.setattr(fcntl, "fcntl", limited)
+    leave_room_for(1, monkeypatch)
     with DatabaseLog(url) as source:
         assert audit(source, VERIFIERS, jobs=4).size == 5_007
     assert len(helpers) == 1

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import random
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,6 +22,7 @@ from ledger.verifying import (
     Check,
     verify_here,
 )
+from tests.pipe_room import leave_room_for
 
 
 @pytest.fixture(scope="module")
@@ -174,18 +172,7 @@ def test_lost_helpers_are_replaced_after_a_rest(
 def test_helpers_that_there_is_no_room_for_are_done_without(
     checks: Sequence[Check], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A user's pipes have a limit; whoever has more cores than fit into it has the helpers that fit."""
-    room, resize = 1, fcntl.fcntl
-
-    def limited(file: Any, command: int, size: int) -> int:
-        nonlocal room
-        if command == fcntl.F_SETPIPE_SZ:
-            if not room:
-                raise PermissionError(errno.EPERM, "Operation not permitted")
-            room -= 1
-        return resize(file, command, size)
-
-    monkeypatch.setattr(fcntl, "fcntl", limited)
+    leave_room_for(1, monkeypatch)
     monkeypatch.setattr(verifying, "REST", 0.0)
     cores = AllCores(3)
     _start(cores)

@@ -18,8 +18,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
@@ -56,28 +57,49 @@ class Answering:
 
 def start_answering(module: str) -> Answering:
     """Start `python -m module`. Raises OSError when there is no room for it."""
-    with contextlib.ExitStack() as always, contextlib.ExitStack() as undone:
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-        always.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
-        answers, writing = _pipe()
-        undone.callback(answers.close)
-        always.callback(os.close, writing)
-        # Ctrl-C is the parent's, also before the child can say so: it is born with that signal blocked.
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        child = subprocess.Popen(
-            # -P: what lies in the folder that somebody happens to stand in is not our code.
-            [sys.executable, "-P", "-m", module, str(os.getpid()), str(writing)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL if sys.__stderr__ is None else 2,
-            bufsize=0,
-            pass_fds=[writing],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )
-        answering = Answering(child, child.stdin, answers)  # type: ignore[arg-type]  # it was made with a pipe
-        undone.callback(answering.end)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # here comes what was pressed meanwhile
+    with contextlib.ExitStack() as undone:
+        with _interrupted_afterwards():
+            answers, writing = _pipe()
+            undone.callback(answers.close)
+            try:
+                child = subprocess.Popen(
+                    # -P: what lies in the folder that somebody happens to stand in is not our code.
+                    [sys.executable, "-P", "-m", module, str(os.getpid()), str(writing)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL if sys.__stderr__ is None else 2,
+                    bufsize=0,
+                    pass_fds=[writing],
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                )
+            finally:
+                os.close(writing)
+            answering = Answering(child, child.stdin, answers)  # type: ignore[arg-type]  # it was made with a pipe
+            undone.callback(answering.end)
         undone.pop_all()
     return answering
+
+
+@contextlib.contextmanager
+def _interrupted_afterwards() -> Iterator[None]:
+    """Have Ctrl-C wait until the end: in the middle of Popen it would leave the child behind.
+
+    It is blocked, so that a child is born with it blocked: Ctrl-C is the parent's, also before the child can say so.
+    That holds for this thread; whichever thread takes it, Python's handler runs in the main one, so it is held there.
+    """
+    pressed: list[Any] = []
+    handler = signal.getsignal(signal.SIGINT)
+    held = callable(handler) and threading.current_thread() is threading.main_thread()
+    if held:
+        signal.signal(signal.SIGINT, lambda *what: pressed.append(what))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if held:
+            signal.signal(signal.SIGINT, handler)
+        if pressed and callable(handler):
+            handler(*pressed[0])
 
 
 def _pipe() -> tuple[IO[bytes], int]:

@@ -7,6 +7,8 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,20 +72,29 @@ def test_it_is_lost_when_its_start_is_no_answer(monkeypatch: pytest.MonkeyPatch)
     helper.close()
 
 
-def test_ctrl_c_while_it_starts_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", [0, 1])
+def test_ctrl_c_while_it_starts_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """Another thread may take the signal that this one blocks; the main thread raises it all the same."""
     started: list[int] = []
+    over = threading.Event()
+    for _ in range(threads):
+        threading.Thread(target=over.wait).start()
 
     class Interrupted(subprocess.Popen[bytes]):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             started.append(self.pid)
             os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(100):  # it is raised, if it is, between two steps
+                time.sleep(0.001)
 
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
     before = _open_files(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
     with pytest.raises(KeyboardInterrupt):
         Helper("tests.services.odd_answers")
+    over.set()
     assert (_open_files(), signal.pthread_sigmask(signal.SIG_BLOCK, [])) == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with pytest.raises(ProcessLookupError):
         os.kill(started[0], 0)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ class Done:
     code: int
     messages: list[dict[str, Any]]
     workdir: Path
+    stderr: str
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [message for message in self.messages if message["type"] == kind]
@@ -79,13 +79,18 @@ def command(spec: Path) -> list[str]:
     return [sys.executable, "-m", "quantizer.run", str(spec)]
 
 
-def child(spec: Path, before: Callable[[], None] | None = None) -> Done:
-    done = subprocess.run(
-        command(spec), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, preexec_fn=before
-    )
+LIMITED = "import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_FSIZE, (n, n)); "
+LIMITED += "os.execv(sys.argv[2], sys.argv[2:])"
+
+
+def child(spec: Path, file_size: int | None = None) -> Done:
+    """file_size: the most bytes that it can write to one file."""
+    # The child limits itself: with preexec_fn this process would be forked, and the threads of gRPC forbid that.
+    before = [] if file_size is None else [sys.executable, "-c", LIMITED, str(file_size)]
+    done = subprocess.run([*before, *command(spec)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     messages = [json.loads(line) for line in done.stdout.splitlines()]
     assert messages, done.stderr[-2000:]
-    return Done(done.returncode, messages, spec.with_suffix(""))
+    return Done(done.returncode, messages, spec.with_suffix(""), done.stderr)
 
 
 def refused(done: Done) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import runpy
 import signal
 import sqlite3
 import time
@@ -98,11 +99,17 @@ def test_a_writer_does_not_come_back_to_a_damaged_log(ledger: Ledger) -> None:
             _eventually(lambda: ledger.append(entry))
 
 
-def test_a_writer_sleeps_when_nobody_appends(ledger: Ledger) -> None:
-    """It stays awake for a moment, for a caller who appends one event after the other."""
+def test_a_writer_stays_awake_for_a_lone_caller_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Callable[[object], float]] = []
+    monkeypatch.setattr("ledger.kit.answering.answer_questions", lambda open_it, attentive: given.append(attentive))
+    runpy.run_path(writer.__file__, run_name="__main__")
+    (attentive,) = given
     assert 0 < writer.ATTENTIVE < 0.01
-    assert writer._attentive([[b"one event"]]) == writer._attentive([[b"two", b"events"]]) == writer.ATTENTIVE
-    assert writer._attentive([[b"one"], [b"and another caller's"]]) == 0
+    assert attentive([[b"one event"]]) == attentive([[b"two", b"events"]]) == writer.ATTENTIVE
+    assert attentive([[b"one"], [b"and another caller's"]]) == 0
+
+
+def test_a_writer_sleeps_when_nobody_appends(ledger: Ledger) -> None:
     ledger.append(dataset("one", ledger.trainer)[1])
     (process,) = ledger.processes("ledger.writer")
     before = _seconds_of_work(process)

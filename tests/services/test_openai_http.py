@@ -354,8 +354,8 @@ def test_a_client_that_leaves_cancels_its_generation(http: httpx.Client, backend
             assert not backend.left.is_set()
     else:
         with pytest.raises(httpx.ReadTimeout):
-            http.post("/v1/completions", json=body, timeout=0.3)
-    assert backend.left.wait(5)
+            http.post("/v1/completions", json=body, timeout=2)  # it has begun by then
+    assert backend.left.wait(30)
 
 
 def test_an_engine_killed_in_mid_stream_is_an_error_event_and_the_next_answer_works(

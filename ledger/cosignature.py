@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ledger.note import COSIGNATURE_V1, NoteSignature, UnknownSigner, Verifier, open_note
+from ledger.note import COSIGNATURE_V1, MalformedNote, NoteSignature, UnknownSigner, Verifier, open_note
 
 
 def cosignatures(note: bytes, witnesses: Sequence[Verifier]) -> tuple[NoteSignature, ...]:
@@ -31,6 +31,16 @@ def cosignatures(note: bytes, witnesses: Sequence[Verifier]) -> tuple[NoteSignat
         return open_note(note, witnesses).signatures
     except UnknownSigner:
         return ()
+
+
+def cosignatures_below(checkpoint: bytes, lines: bytes, witnesses: Sequence[Verifier]) -> tuple[NoteSignature, ...]:
+    """The same for lines that are to stand below a checkpoint, from whoever sent them.
+
+    A blank line among them would make all above it the text: what is signed then is another one than the checkpoint's.
+    """
+    if b"\n\n" in checkpoint[-1:] + lines:
+        raise MalformedNote("there is a blank line among the signature lines")
+    return cosignatures(add_lines(checkpoint, [lines]), witnesses)
 
 
 def add_lines(note: bytes, lines: Iterable[bytes]) -> bytes:

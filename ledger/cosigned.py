@@ -5,22 +5,28 @@
     settled()   agreed() once it holds everything that is in the log now; newest() when that takes too long
 
 Witnesses are asked after a commit, so the newest checkpoint is ahead of them most of the time. An append never waits.
+Their lines are verified again as they are read from the database: one that does not fit would make the whole note
+worthless for everybody.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
 from typing import Protocol
 
-from ledger.cosignature import add_lines
-from ledger.cosignature_store import CosignatureStore, Cosigned, Line
+from ledger.cosignature import add_lines, cosignatures_below
+from ledger.cosignature_store import CosignatureStore, Cosigned
 from ledger.errors import NotReady
-from ledger.note import Verifier
+from ledger.note import NoteError, Verifier
 from ledger.store import Store
 from ledger.trust_policy import TrustPolicy, Verdict
+
+log = logging.getLogger("modelledger.witnessing")
 
 PAGE = 100
 LOOK_BACK = 1_000  # sizes that were cosigned by too few
@@ -79,6 +85,8 @@ class CosignedCheckpoints:
         return self._published(Cosigned(head.size, head.checkpoint, self._cosignatures.lines(head.size)))
 
     def agreed(self) -> Published:
+        if self._policy.quorum is None:
+            return self.newest()
         for one in self._candidates():
             if self._judge(one).satisfied:
                 self._agreed_size = one.size
@@ -100,7 +108,8 @@ class CosignedCheckpoints:
         return self._judge(next(self._candidates(), Cosigned(0, b"", ())))
 
     def is_agreed(self, size: int) -> bool:
-        return self._judge(Cosigned(size, b"", self._cosignatures.lines(size))).satisfied
+        found = self._cosignatures.newest(start=size, stop=size + 1)
+        return self._judge(found[0] if found else Cosigned(size, b"", ())).satisfied
 
     def _candidates(self) -> Iterator[Cosigned]:
         """Cosigned checkpoints, newest first. After the first search not all: what was agreed on stays agreed on."""
@@ -113,11 +122,24 @@ class CosignedCheckpoints:
                 return
 
     def _judge(self, one: Cosigned) -> Verdict:
-        return self._policy.judge_cosigners([verifier for verifier, _ in self._known(one.lines)])
+        return self._policy.judge_cosigners([witness for witness, _ in self._known(one)])
 
     def _published(self, one: Cosigned) -> Published:
-        return Published(one.size, add_lines(one.note, [line for _, line in self._known(one.lines)]))
+        return Published(one.size, add_lines(one.note, [line for _, line in self._known(one)]))
 
-    def _known(self, lines: Iterable[Line]) -> list[tuple[Verifier, bytes]]:
-        found = ((self._verifiers.get((line.witness, line.key_id)), line.line) for line in lines)
-        return [(verifier, line) for verifier, line in found if verifier is not None]
+    def _known(self, one: Cosigned) -> list[tuple[Verifier, bytes]]:
+        found = ((self._verifiers.get((line.witness, line.key_id)), line.line) for line in one.lines)
+        return [(witness, line) for witness, line in found if witness is not None and _fits(one.note, line, witness)]
+
+
+@lru_cache(16 * LOOK_BACK)
+def _fits(checkpoint: bytes, line: bytes, witness: Verifier) -> bool:
+    """Whether a stored line is this witness's on this checkpoint."""
+    try:
+        if [found.line for found in cosignatures_below(checkpoint, line, [witness])] == [line]:
+            return True
+        problem = "it is not one line of that witness"
+    except NoteError as error:
+        problem = str(error)
+    log.error("a cosignature kept of %s is not handed on: %s; was the database changed?", witness.name, problem)
+    return False

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 from ledger.add_checkpoint import encode_request
-from ledger.cosignature import add_lines, cosignatures
+from ledger.cosignature import cosignatures_below
 from ledger.cosignature_store import CosignatureStore
 from ledger.cosigned import CosignedCheckpoints
 from ledger.errors import ModelLedgerError, Refused
@@ -105,7 +105,7 @@ class WitnessFollower(threading.Thread):
         if isinstance(answer, int):
             raise Refused(f"it is at size {answer} now; somebody else submits this log to it too")
         try:
-            found = cosignatures(add_lines(head.checkpoint, [answer]), [self._witness.verifier])
+            found = cosignatures_below(head.checkpoint, answer, [self._witness.verifier])
         except NoteError as error:
             raise Refused(f"its answer is no cosignature of this checkpoint: {error}") from None
         if not found:

@@ -28,7 +28,8 @@ def create_app(witness: Witness) -> Starlette:
 
     async def add_checkpoint(request: Request) -> Response:
         try:
-            body = await asyncio.wait_for(_body(request), BODY_SECONDS)
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await _body(request)
         except (TimeoutError, ClientDisconnect):
             return PlainTextResponse("the request did not arrive in time\n", 408)
         if body is None:

@@ -23,17 +23,17 @@ from ledger.kit.keys import log_key
 from ledger.kit.serve import Address, HttpServer
 from ledger.note import Cosigner, MalformedKey, Verifier
 from ledger.witness.app import create_app
-from ledger.witness.state import State
+from ledger.witness.state import State, remembers
 from ledger.witness.witness import Witness
 
 
 def open_witness(data: Path, name: str, logs: Sequence[Verifier]) -> tuple[Witness, State]:
     """The witness in `data`, made on first run. Raises InvalidConfig, UnsafeKeyFile, Damaged."""
     key, database = data / "keys" / "witness.key", data / "witness.db"
-    if key.exists() and not database.exists():
+    if key.exists() and not remembers(database):
         raise Damaged(
-            f"{database} is gone, and with it what this witness has cosigned; restore it from a backup, or remove "
-            f"{key} too and start as another witness"
+            f"{database} is gone or empty, and with it what this witness has cosigned; restore it from a backup, or "
+            f"remove {key} too and start as another witness"
         )
     data.mkdir(parents=True, exist_ok=True)
     # The memory before the key: a crash between the two leaves a witness that nobody knows yet.

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import BigInteger, Column, Connection, LargeBinary, MetaData, String, Table, select, text
+from sqlalchemy import BigInteger, Column, Connection, LargeBinary, MetaData, String, Table, inspect, select, text
 
 from ledger.database import driver_errors, flush_again, reader_engine, writer_engine
 
@@ -42,6 +42,18 @@ class Witnessed:
     size: int
     root: bytes
     note: bytes
+
+
+def remembers(path: Path) -> bool:
+    """Whether the file holds a witness's memory, be it of nothing. An empty one is a database too."""
+    if not path.exists():
+        return False
+    engine = reader_engine(f"sqlite:///{path}")
+    try:
+        with driver_errors(), engine.connect() as connection:
+            return inspect(connection).has_table(_witnessed.name)
+    finally:
+        engine.dispose()
 
 
 class State:

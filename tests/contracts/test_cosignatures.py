@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import text
@@ -12,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ledger.cosignature import add_lines
 from ledger.cosignature_store import CosignatureStore
-from ledger.cosigned import LOOK_BACK, CosignedCheckpoints, PlainCheckpoints
+from ledger.cosigned import LOOK_BACK, CosignedCheckpoints, PlainCheckpoints, Published
 from ledger.errors import NotReady
 from ledger.note import Cosigner
 from ledger.trust_policy import TrustPolicy, parse_trust_policy
@@ -92,6 +93,38 @@ def test_the_newest_checkpoint_carries_what_is_known_for_it(cosigning: Cosigning
     cosigning.stored.add(size, signature(note, W3))  # no witness of the policy
     newest = cosigning.checkpoints.newest()
     assert (newest.size, newest.note) == (size, add_lines(note, [signature(note, W2).line]))
+
+
+def test_a_stored_line_that_does_not_fit_is_not_handed_on(
+    cosigning: Cosigning, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Below the others it would make the whole note worthless, for everybody who knows that witness."""
+    line_of = {
+        "nonsense": lambda note: b"nonsense\n",
+        "not a line": lambda note: b"",
+        "on another checkpoint": lambda note: signature(first, W2).line,
+        "on the note": lambda note: b"\n" + W2.cosign(note, 7),
+        "of another witness": lambda note: signature(note, W1).line,
+        "with more": lambda note: signature(note, W2).line + signature(note, W3).line,
+    }
+    _, first = cosigning.grow()
+    for what, line in line_of.items():
+        size, note = cosigning.grow(W1)
+        damaged = replace(signature(note, W2), line=line(note))
+        cosigning.stored.add(size, damaged)
+        caplog.clear()
+        assert cosigning.checkpoints.newest().note == add_lines(note, [signature(note, W1).line]), what
+        with pytest.raises(NotReady, match="cosigned by 1; missing 2"):
+            cosigning.checkpoints.agreed()
+        assert not cosigning.checkpoints.is_agreed(size)
+        assert W2.name in caplog.text
+
+
+def test_without_a_quorum_everything_is_agreed_on(cosigning: Cosigning) -> None:
+    size, note = cosigning.grow()
+    checkpoints = cosigning.publish(parse_trust_policy(BOTH.replace(b"quorum both", b"quorum none")))
+    assert checkpoints.agreed() == Published(size, note)
+    assert checkpoints.is_agreed(size)
 
 
 def test_the_agreed_checkpoint_is_the_newest_with_a_quorum(cosigning: Cosigning) -> None:

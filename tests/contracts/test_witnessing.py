@@ -5,22 +5,23 @@ from __future__ import annotations
 import base64
 import http.server
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from ledger.add_checkpoint import AddCheckpoint, parse_request
+from ledger.add_checkpoint import AddCheckpoint, encode_request, parse_request
 from ledger.checkpoint import open_checkpoint
 from ledger.cosignature_store import CosignatureStore
 from ledger.cosigned import Checkpoints, CosignedCheckpoints
-from ledger.errors import InvalidConfig, NotReady
-from ledger.note import Verifier
+from ledger.errors import InvalidConfig, NotReady, Unreachable
+from ledger.note import Cosigner, Verifier
 from ledger.trust_policy import parse_trust_policy
 from ledger.witness.serving import open_witness
 from ledger.witness.witness import Answer
@@ -81,8 +82,12 @@ class Asking:
     log: Log
     url: str
     server: Answering
-    verifier: Verifier
+    cosigner: Cosigner
     honest: Behave
+
+    @property
+    def verifier(self) -> Verifier:
+        return self.cosigner.verifier
 
     @contextmanager
     def witnessing(self) -> Iterator[CosignedCheckpoints]:
@@ -109,8 +114,7 @@ def asking(store_factory: StoreFactory, tmp_path: Path) -> Iterator[Asking]:
     store = store_factory()
     witness, state = open_witness(tmp_path / "w", "witness.example/w", [store.signer.verifier])
     with Answering(witness.add_checkpoint).running() as server:
-        verifier = witness.cosigner.verifier
-        yield Asking(Log(store), store_factory.url_of(store), server, verifier, witness.add_checkpoint)
+        yield Asking(Log(store), store_factory.url_of(store), server, witness.cosigner, witness.add_checkpoint)
     state.close()
 
 
@@ -230,7 +234,10 @@ def test_what_a_witness_must_not_answer(asking: Asking, caplog: pytest.LogCaptur
     size = asking.append()
     text = asking.log.store.head.checkpoint.partition(b"\n\n")[0] + b"\n"
     stale = asking.log.store.signer.sign(text).partition(b"\n\n")[2]
+    # Below a blank line of its own, the witness's signature on all of the note would pass for one on its text.
+    of_the_note = b"\n" + asking.cosigner.cosign(asking.log.store.head.checkpoint, 1)
     answers = [
+        (Answer(200, of_the_note), "is no cosignature"),  # while this is the newest checkpoint
         (Answer(200, b""), "holds no line of its key"),
         (Answer(200, b"hello\n"), "is no cosignature"),
         (Answer(200, b"\xff\n"), "is no cosignature"),
@@ -297,6 +304,62 @@ def test_a_silent_witness_delays_nothing(asking: Asking) -> None:
         assert time.monotonic() - began < 30, "the witness is silent for a minute"
         released.set()
         eventually(lambda: agreed_size(checkpoints) == size)
+
+
+@pytest.mark.parametrize(
+    "endless", ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 200 OK\r\nx: ", "HTTP/1.1 200 OK\r\n\r\n"]
+)
+def test_an_answer_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch, endless: str) -> None:
+    """Each piece of it comes at once."""
+    monkeypatch.setattr("ledger.witness_client.SECONDS", 0.5)
+    again = endless if "100" in endless else "a"
+
+    def answer() -> None:
+        connection, _ = server.accept()
+        with closing(connection), suppress(OSError):
+            connection.sendall(endless.encode())
+            while not over.wait(0.02):
+                connection.sendall(again.encode())
+
+    over = threading.Event()
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            with pytest.raises(Unreachable, match="its answer does not end"):
+                WitnessClient(f"http://127.0.0.1:{server.getsockname()[1]}").add_checkpoint(b"old 0\n\nx")
+        finally:
+            over.set()
+            thread.join()
+
+
+def test_an_answer_in_time_leaves_no_clock_running() -> None:
+    with Answering(lambda body: Answer(200, b"line\n")).running() as server:
+        body = encode_request(0, [], TinyLog(log_signer()).grow(1))
+        assert WitnessClient(server.url).add_checkpoint(body) == b"line\n"
+    eventually(lambda: not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)], 5)
+
+
+def test_a_handshake_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ledger.witness_client.SECONDS", 0.5)
+    over = threading.Event()
+
+    def shake() -> None:
+        connection, _ = server.accept()
+        with closing(connection), suppress(OSError):
+            connection.sendall(b"\x16\x03\x03\x40\x00")  # a record of 16 KiB, RFC 8446, section 5.1
+            while not over.wait(0.02):
+                connection.sendall(b"x")
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        thread = threading.Thread(target=shake)
+        thread.start()
+        try:
+            with pytest.raises(Unreachable, match="handshake operation timed out"):
+                WitnessClient(f"https://127.0.0.1:{server.getsockname()[1]}").add_checkpoint(b"old 0\n\nx")
+        finally:
+            over.set()
+            thread.join()
 
 
 def test_a_log_that_forgot_events_is_told_so(asking: Asking, caplog: pytest.LogCaptureFixture) -> None:

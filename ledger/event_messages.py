@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 from modelledger.ledger.v1 import ledger_pb2
@@ -35,11 +36,13 @@ def message_bytes(row: StoredRow) -> int:
     return len(row.entry) + _FIELDS_BYTES
 
 
-def fitting(rows: Sequence[StoredRow], most: int = MAX_RESPONSE_BYTES) -> Sequence[StoredRow]:
-    """As many of the rows, at least one, as fit one message."""
+def fitting(
+    rows: Sequence[StoredRow], most: int = MAX_RESPONSE_BYTES, *, beside: Iterable[int] = repeat(0)
+) -> Sequence[StoredRow]:
+    """As many of the rows, at least one, as fit one message; `beside`: bytes that each needs for something else."""
     total = 0
-    for number, row in enumerate(rows):
-        total += message_bytes(row)
+    for number, (row, more) in enumerate(zip(rows, beside, strict=False)):
+        total += message_bytes(row) + more
         if total > most and number:
             return rows[:number]
     return rows

@@ -22,6 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ledger.errors import AlreadyExists, NotFound, NotReady, Overloaded, Refused
 from ledger.event_messages import MAX_RESPONSE_BYTES, fitting, message_bytes, read_page
@@ -152,12 +153,13 @@ class Groups:
             group = _existing(change.group(), name)
             mine, lost = _mine(change, lease, positions)
             spent = [row for row in mine if counted and row.attempts >= group.max_attempts]
-            again = [row for row in mine if row not in spent]
+            again = [row for row in mine if not counted or row.attempts < group.max_attempts]
             first = {row.stream: row.position for row in reversed(again)}
+            asked = set(positions)
             released = [
                 row
                 for row in change.leased(lease)
-                if row.stream in first and row.position > first[row.stream] and row not in mine
+                if row.stream in first and row.position > first[row.stream] and row.position not in asked
             ]
             change.update(spent, parked=True, lease="", due=now, reason=reason)
             change.update(again, lease="", due=now + delay, length=delay, reason=reason)
@@ -215,37 +217,13 @@ class Groups:
                     [row for row in change.held() if row.lease and row.consumer == consumer], due=now, length=0
                 )
             held = _park_spent(change, group, _from_now(change, now), now)
-            if change.count_parked() >= MAX_PARKED:
-                raise NotReady(
-                    f"{MAX_PARKED} events of the group {name!r} are parked, so it delivers nothing more; look at them "
-                    f"(modelledger subscriptions parked {name}), mend the consumer, then replay them"
-                )
-            chosen = choose(held, now, limit)
-            events = fitting(change.events(_positions(chosen)))
-            taken = Taken(position=group.position)
-            if len(events) == len(chosen) and not any(row.attempts for row in chosen):
-                # Another consumer may have moved the group on meanwhile.
-                fresh = [row for row in fresh if row.position >= group.position]
-                room = group.max_in_flight - len(held)
-                taken = take(held, chosen, fresh, max(stop, group.position), limit - len(chosen), room)
-                taken = taken.fitting(MAX_RESPONSE_BYTES - sum(map(message_bytes, events)))
-            chosen = chosen[: len(events)]
-            lease, length = uuid.uuid4().hex, _milliseconds(lease_seconds)
-            end = now + length
-            change.lease(chosen, lease, consumer, end, length)
-            change.take(
-                [Held(row.position, row.stream, 1, lease, consumer, end, length, "") for row in taken.delivered]
-            )
-            change.take([Held(row.position, row.stream, 0, "", "", now, 0, "") for row in taken.waiting])
-            if taken.position != group.position:
-                change.set(position=taken.position)
-        again = [
-            Delivery(event, row.attempts + 1, f"the lease of {row.consumer} ended" if row.lease else row.reason)
-            for row, event in zip(chosen, events, strict=True)
-        ]
-        deliveries = (*again, *(Delivery(event, 1, "") for event in taken.delivered))
-        moved = taken.position > group.position
-        return (Claimed(lease, end, deliveries) if deliveries else Claimed()), moved
+            if change.count_parked() < MAX_PARKED:
+                return _lease(change, group, held, fresh, stop, _Wish(consumer, limit, lease_seconds, now))
+        # Behind the transaction: what was parked in it stays so, or it would be there again for the next claim.
+        raise NotReady(
+            f"{MAX_PARKED} events of the group {name!r} are parked, so it delivers nothing more; look at them "
+            f"(modelledger subscriptions parked {name}), mend the consumer, then replay them"
+        )
 
     def _fresh(self, group: Group, limit: int) -> tuple[Sequence[StoredRow], int]:
         """The next events in the log that the group wants, and the position up to which there are no others."""
@@ -266,6 +244,48 @@ class Groups:
         return _milliseconds(self._clock())
 
 
+class _Wish(NamedTuple):
+    """What a claim asks for. limit: events; now: milliseconds since 1970."""
+
+    consumer: str
+    limit: int
+    lease_seconds: float
+    now: int
+
+
+def _lease(
+    change: Changing, group: Group, held: list[Held], fresh: Sequence[StoredRow], stop: int, wish: _Wish
+) -> tuple[Claimed, bool]:
+    """Lease what the group holds and is due, then `fresh` events of the log; what that is, and whether the group has
+    moved on in the log, of which nothing else up to `stop` is for it."""
+    now = wish.now
+    chosen = choose(held, now, wish.limit)
+    reasons = [len(row.reason.encode()) for row in chosen]
+    events = fitting(change.events(_positions(chosen)), beside=reasons)
+    taken = Taken(position=group.position)
+    if len(events) == len(chosen) and not any(row.attempts for row in chosen):
+        # Another consumer may have moved the group on meanwhile.
+        fresh = [row for row in fresh if row.position >= group.position]
+        room = group.max_in_flight - len(held)
+        taken = take(held, chosen, fresh, max(stop, group.position), wish.limit - len(chosen), room)
+        taken = taken.fitting(MAX_RESPONSE_BYTES - sum(map(message_bytes, events)) - sum(reasons))
+    chosen = chosen[: len(events)]
+    lease, length = uuid.uuid4().hex, _milliseconds(wish.lease_seconds)
+    end = now + length
+    change.lease(chosen, lease, wish.consumer, end, length)
+    change.take([Held(row.position, row.stream, 1, lease, wish.consumer, end, length, "") for row in taken.delivered])
+    change.take([Held(row.position, row.stream, 0, "", "", now, 0, "") for row in taken.waiting])
+    moved = taken.position > group.position
+    if moved:
+        change.set(position=taken.position)
+    again = [
+        Delivery(event, row.attempts + 1, f"the lease of {row.consumer} ended" if row.lease else row.reason)
+        for row, event in zip(chosen, events, strict=True)
+    ]
+    deliveries = (*again, *(Delivery(event, 1, "") for event in taken.delivered))
+    return (Claimed(lease, end, deliveries) if deliveries else Claimed()), moved
+
+
 def _from_now(change: Changing, now: int) -> list[Held]:
     """What the group holds. Where the clock was set back, a lease or delay that is under way begins anew: otherwise
     nothing would be delivered until the clock is again where it was."""
@@ -280,10 +300,13 @@ def _from_now(change: Changing, now: int) -> list[Held]:
 
 def _park_spent(change: Changing, group: Group, held: list[Held], now: int) -> list[Held]:
     """Park what was delivered too often; the others that the group holds."""
-    spent = [row for row in held if row.due <= now and row.attempts >= group.max_attempts]
+    spent: list[Held] = []
+    rest: list[Held] = []
+    for row in held:
+        (spent if row.due <= now and row.attempts >= group.max_attempts else rest).append(row)
     reason = f"delivered {group.max_attempts} times and never settled"
     change.update(spent, parked=True, lease="", due=now, reason=reason)
-    return [row for row in held if row not in spent] if spent else held
+    return rest
 
 
 def _mine(change: Changing, lease: str, positions: Sequence[int]) -> tuple[list[Held], tuple[int, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -47,6 +47,18 @@ def page(
                 total += item.ByteSize()
         if len(batch) < min(size + 1, MAX_SCAN):
             return items, ""
+
+
+def within(items: Iterable[Item], size: int) -> list[Item]:
+    """The first of the items, as many as a page holds: `size` of them, and about MAX_PAGE_BYTES."""
+    held: list[Item] = []
+    total = 0
+    for item in items:
+        if len(held) == size or total >= MAX_PAGE_BYTES:
+            break
+        held.append(item)
+        total += item.ByteSize()
+    return held
 
 
 def page_limit(page_size: int) -> int:

@@ -19,6 +19,7 @@ from ledger.group_store import Group, Held
 from ledger.group_waiting import Waiting
 from ledger.groups import Groups, State
 from ledger.kit.listing import last_name, page_size
+from ledger.paging import within
 from ledger.resource_names import parse_group
 from ledger.store import Store
 
@@ -69,8 +70,8 @@ class Subscriptions(subscription_pb2_grpc.SubscriptionServiceServicer):
         size = page_size(request.page_size)
         after = last_name(request.page_token, parse_group)
         found = await asyncio.to_thread(self._groups.page, after, size + 1)
-        token = f"groups/{found[size - 1].group.name}" if len(found) > size else ""
-        return pb.ListGroupsResponse(groups=map(_group, found[:size]), next_page_token=token)
+        page = within(map(_group, found), size)
+        return pb.ListGroupsResponse(groups=page, next_page_token=page[-1].name if len(page) < len(found) else "")
 
     async def CloseGroup(self, request: pb.CloseGroupRequest, context: Context) -> pb.CloseGroupResponse:
         name, reason = parse_group(request.name, "name"), _text("reason", request.reason, MAX_REASON)
@@ -126,8 +127,9 @@ class Subscriptions(subscription_pb2_grpc.SubscriptionServiceServicer):
         if token and not (token.isascii() and token.isdigit() and len(token) < 19):
             raise InvalidInput("page_token: is not one that this method gave out")
         found = await asyncio.to_thread(self._groups.parked, name, int(token or 0), size + 1)
-        token = str(found[size].position) if len(found) > size else ""
-        return pb.ListParkedResponse(events=map(_parked, found[:size]), next_page_token=token)
+        page = within(map(_parked, found), size)
+        token = str(found[len(page)].position) if len(page) < len(found) else ""
+        return pb.ListParkedResponse(events=page, next_page_token=token)
 
     async def ReplayParked(self, request: pb.ReplayParkedRequest, context: Context) -> pb.ReplayParkedResponse:
         name = parse_group(request.group, "group")

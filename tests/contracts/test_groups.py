@@ -177,6 +177,37 @@ def test_a_group_that_only_parks_stops(world: World, monkeypatch: pytest.MonkeyP
     assert indexes(world.groups.claim("mail", "a", 10, 60)) == [0, 2]
 
 
+def test_a_group_that_was_never_settled_stops_and_can_be_replayed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is parked because its last lease ended stays parked, although the claim that finds it so is refused."""
+    monkeypatch.setattr(groups_module, "MAX_PARKED", 2)
+    world.groups.create(group(max_attempts=1, max_in_flight=2))
+    write(world.store, ["s/1", "s/2", "s/3", "s/4"])
+    world.groups.park("mail", world.groups.claim("mail", "a", 1, 60).lease, [0], "x")
+    assert indexes(world.groups.claim("mail", "a", 2, 60)) == [1, 2]
+    world.now += 61
+    for _ in range(2):
+        with pytest.raises(NotReady, match="subscriptions parked mail"):
+            world.groups.claim("mail", "b", 10, 60)
+        counts = world.groups.get("mail").counts
+        assert (counts.waiting, counts.parked) == (0, 3)
+    assert world.groups.replay("mail", []) == ((0, 1), 1)
+    assert indexes(world.groups.claim("mail", "b", 10, 60)) == [0, 1]
+
+
+def test_reasons_fit_the_message_of_a_claim_too(world: World) -> None:
+    world.groups.create(group(max_in_flight=1_000))
+    write(world.store, ["s/1"] * 1_000, size=1_500)
+    while delivered := indexes(claimed := world.groups.claim("mail", "a", 1_000, 60)):
+        world.groups.park("mail", claimed.lease, delivered, "\N{GRINNING FACE}" * 1_000)
+    assert len(world.groups.replay("mail", [])[0]) == 1_000
+    claimed = world.groups.claim("mail", "a", 1_000, 60)
+    assert 100 < len(claimed.deliveries) < 1_000
+    sizes = [len(one.event.entry) + len(one.last_reason.encode()) for one in claimed.deliveries]
+    assert sum(sizes) < 4 << 20
+
+
 def test_one_answer_fits_one_message(world: World) -> None:
     world.groups.create(group())
     write(world.store, [f"s/{number}" for number in range(100)], size=60_000)

@@ -26,15 +26,18 @@ from typing import IO
 from ledger import envelope as dsse
 from ledger import statement
 from ledger.audit_source import Bundle, KeptCheckpoint, Source, fault
-from ledger.checkpoint import Checkpoint
+from ledger.checkpoint import Checkpoint, open_checkpoint
 from ledger.errors import DamagedLog, ModelLedgerError, Refused
 from ledger.frontier import Frontier
 from ledger.kit.artifacts import sync_directory
 from ledger.merkle import TILE_WIDTH, Tile, leaf_hash
-from ledger.note import MAX_NOTE_SIZE
+from ledger.note import NoteError, Verifier
 
 MAGIC = b"modelledger backup v1\n"
-_LIMITS = {b"K": 4_096, b"H": MAX_NOTE_SIZE, b"E": dsse.MAX_ENTRY, b"C": MAX_NOTE_SIZE, b"Z": 32}
+_MAX_NOTE = 1 << 16  # the log's name twice, and the first event holds it twice, too
+_LIMITS = {b"K": _MAX_NOTE, b"H": _MAX_NOTE, b"E": dsse.MAX_ENTRY, b"C": _MAX_NOTE, b"Z": 32}
+# What may follow what: no two checkpoints stand behind one entry.
+_NEXT = {b"": b"K", b"K": b"H", b"H": b"EZ", b"E": b"ECZ", b"C": b"EZ"}
 _HEAD = 5  # bytes before a record's content
 _READ = 1 << 17
 
@@ -52,12 +55,16 @@ class BackedUp:
 def back_up(source: Source, path: Path) -> BackedUp:
     """Write the log to `path`: all of it, flushed to disk, or nothing. Raises Refused when the file exists.
 
-    The entries are compared with the signed root on the way, so that a backup of a damaged database fails.
+    Entries are compared with the signed root on the way, and each checkpoint with the entries, so that a backup of a
+    damaged database fails: one that restores nothing would be found out when it is needed.
     """
     if path.exists():
         raise Refused(f"{path} exists already; a backup is never overwritten")
     note = source.checkpoint()
-    checkpoint = Checkpoint.parse(note[: note.rfind(b"\n\n") + 1])
+    try:
+        checkpoint = Checkpoint.parse(note[: note.rfind(b"\n\n") + 1])
+    except NoteError as error:
+        raise fault("checkpoint", f"the newest checkpoint cannot be read: {error}") from None
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
@@ -78,7 +85,8 @@ def back_up(source: Source, path: Path) -> BackedUp:
 
 
 def _write(source: Source, note: bytes, checkpoint: Checkpoint, file: IO[bytes]) -> str:
-    digest, frontier = sha256(), Frontier()
+    digest, frontier, log = sha256(), Frontier(), ""
+    last = KeptCheckpoint(0, 0, b"")
 
     def put(kind: bytes, content: bytes) -> None:
         record = kind + len(content).to_bytes(4, "big") + content
@@ -89,28 +97,54 @@ def _write(source: Source, note: bytes, checkpoint: Checkpoint, file: IO[bytes])
     file.write(MAGIC)
     for bundle in source.bundles(0, checkpoint.size):
         if bundle.start == 0:
-            put(b"K", _log_key(bundle.entries[0]))
+            log = _log_key(bundle.entries[0])
+            put(b"K", log.encode())
             put(b"H", note)
         checkpoints = list(bundle.checkpoints)
         for size, entry in enumerate(bundle.entries, bundle.start + 1):
             put(b"E", entry)
             frontier.append(leaf_hash(entry))
-            while checkpoints and checkpoints[0].size == size:
-                put(b"C", checkpoints.pop(0).note)
-    if frontier.size != checkpoint.size or frontier.root() != checkpoint.root:
+            if checkpoints and checkpoints[0].size == size:
+                kept = checkpoints.pop(0)
+                _check(kept, last.size, frontier, log)
+                put(b"C", kept.note)
+                last = kept
+        if checkpoints:
+            raise fault(
+                checkpoints[0].size, f"a checkpoint is kept for size {checkpoints[0].size}, which is no event's"
+            )
+    if frontier.size != checkpoint.size:
         raise fault(
-            checkpoint.size,
-            f"the {frontier.size} events do not have the root that the newest checkpoint, of size {checkpoint.size}, "
-            "signs; run `modelledger audit` on the database for the position",
+            frontier.size, f"there are {frontier.size} events, and the newest checkpoint covers {checkpoint.size}"
         )
+    if last.note != note:
+        raise fault(checkpoint.size, f"the newest checkpoint, of size {checkpoint.size}, is not kept with the others")
     total = digest.digest()
     put(b"Z", total)
     return total.hex()
 
 
-def _log_key(entry: bytes) -> bytes:
+def _check(kept: KeptCheckpoint, previous: int, frontier: Frontier, log: str) -> None:
+    """Whether a checkpoint signs the entries up to it, and follows the one before."""
+    what = f"the checkpoint kept for size {kept.size}"
     try:
-        return str(statement.decode(dsse.parse(entry).payload).data.get("logVkey")).encode()
+        verifier = Verifier.parse(log)
+        signed = open_checkpoint(kept.note, [verifier], verifier.name)
+    except NoteError as error:
+        raise fault(kept.size, f"{what} does not verify: {error}") from None
+    if (signed.size, signed.root) != (frontier.size, frontier.root()):
+        raise fault(
+            kept.size,
+            f"{what} signs size {signed.size} and root {signed.root.hex()}, and the first {frontier.size} events have "
+            f"the root {frontier.root().hex()}; run `modelledger audit` on the database for the position",
+        )
+    if kept.previous != previous:
+        raise fault(kept.size, f"{what} says that it follows size {kept.previous}, not {previous}")
+
+
+def _log_key(entry: bytes) -> str:
+    try:
+        return str(statement.decode(dsse.parse(entry).payload).data.get("logVkey"))
     except ModelLedgerError as error:
         raise fault(0, f"event 0: {error.message}") from None
 
@@ -169,7 +203,7 @@ class Backup:
 
     def _records(self) -> Iterator[tuple[bytes, bytes]]:
         """(kind, content) of every record, the digest compared at the end. Raises DamagedLog."""
-        digest, order = sha256(MAGIC), b"KH"
+        digest, before = sha256(MAGIC), b""
         with self.path.open("rb", buffering=_READ) as file:
             if file.read(len(MAGIC)) != MAGIC:
                 raise self._wrong(0, f"it is not a backup: it does not begin with {MAGIC.decode().strip()!r}")
@@ -179,7 +213,7 @@ class Backup:
                 kind, length = head[:1], int.from_bytes(head[1:], "big")
                 if len(head) < _HEAD:
                     raise self._wrong(at, "the file ends before its digest: it was cut off")
-                if kind not in _LIMITS or length > _LIMITS[kind] or (order and kind != order[:1]):
+                if kind not in _NEXT[before] or length > _LIMITS[kind]:
                     raise self._wrong(at, "there is no record of a backup")
                 content = file.read(length)
                 if len(content) < length:
@@ -194,7 +228,7 @@ class Backup:
                 digest.update(head)
                 digest.update(content)
                 at += _HEAD + length
-                order = order[1:]
+                before = kind
                 yield kind, content
 
     def _wrong(self, at: int, what: str) -> DamagedLog:

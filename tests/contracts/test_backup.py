@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from sqlalchemy import select
 
 from ledger import tables
 from ledger.audit import audit
-from ledger.backup import Backup, back_up
+from ledger.backup import MAGIC, Backup, back_up
 from ledger.errors import DamagedLog, InvalidSignature, NotFound, Refused
 from ledger.restore import restore
 from ledger.store import Store
@@ -124,9 +126,53 @@ def test_a_backup_of_a_damaged_database_fails_and_leaves_no_file(sqlite_stores: 
     with log.store._writer.begin() as connection:
         connection.exec_driver_sql("DROP TRIGGER events_no_update")
         connection.exec_driver_sql("UPDATE events SET entry = x'00' WHERE position = 3")
-    with pytest.raises(DamagedLog, match="do not have the root"):
+    with pytest.raises(DamagedLog, match="run `modelledger audit` on the database"):
         _back_up(sqlite_stores.url_of(log.store), tmp_path / "backup")
     assert not [path for path in tmp_path.iterdir() if "backup" in path.name]
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (
+            "UPDATE checkpoints SET note = CAST(replace(note, '— test.log ', '— test.log A') AS BLOB) WHERE size = 7",
+            "does not verify",
+        ),
+        ("UPDATE checkpoints SET note = zeroblob(2000000) WHERE size = 7", "does not verify"),
+        ("UPDATE checkpoints SET note = (SELECT note FROM checkpoints WHERE size = 8) WHERE size = 7", "signs size 8"),
+        ("UPDATE checkpoints SET previous = 6 WHERE size = 8", "follows size 6, not 7"),
+        ("INSERT INTO checkpoints VALUES (0, -1, x'78')", "kept for size 0, which is no event's"),
+        ("UPDATE checkpoints SET note = 'x' WHERE size = 9", "newest checkpoint cannot be read"),
+        ("INSERT INTO checkpoints VALUES (99, 98, 'x')", "newest checkpoint cannot be read"),
+        ("INSERT INTO checkpoints SELECT 99, 98, note FROM checkpoints WHERE size = 9", "the log ends at 9"),
+        ("DELETE FROM checkpoints WHERE size = 7", "follows size 7, not 1"),
+    ],
+)
+def test_what_could_not_be_restored_is_not_backed_up(
+    sqlite_stores: StoreFactory, tmp_path: Path, damage: str, named: str
+) -> None:
+    log = Log(sqlite_stores())
+    for name in ("one", "two"):
+        log.append(log.dataset(name))
+    with log.store._writer.begin() as connection:
+        for trigger in ("update", "delete"):
+            connection.exec_driver_sql(f"DROP TRIGGER checkpoints_no_{trigger}")
+        connection.exec_driver_sql(damage)
+    with pytest.raises(DamagedLog, match=named) as caught:
+        _back_up(sqlite_stores.url_of(log.store), tmp_path / "backup")
+    assert caught.value.metadata["position"]
+    assert not (tmp_path / "backup").exists()
+
+
+def test_a_source_without_its_checkpoints_is_not_backed_up(
+    sqlite_stores: StoreFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = DatabaseLog.bundles
+    monkeypatch.setattr(
+        DatabaseLog, "bundles", lambda *range: (replace(bundle, checkpoints=()) for bundle in kept(*range))
+    )
+    with pytest.raises(DamagedLog, match="of size 7, is not kept with the others"):
+        _back_up(sqlite_stores.url_of(Log(sqlite_stores()).store), tmp_path / "backup")
 
 
 def test_a_backup_never_replaces_a_file(sqlite_stores: StoreFactory, tmp_path: Path) -> None:
@@ -177,6 +223,28 @@ def test_a_damaged_backup_writes_nothing(sqlite_stores: StoreFactory, tmp_path: 
     with pytest.raises(DamagedLog) as caught:
         restore(file, f"sqlite:///{tmp_path}/new.db", VERIFIERS)
     assert caught.value.metadata["position"]
+    assert not (tmp_path / "new.db").exists()
+
+
+@pytest.mark.parametrize("crafted", ["K again", "H again", "C twice", "C first", "C large"])
+def test_records_that_no_backup_has_are_refused(sqlite_stores: StoreFactory, tmp_path: Path, crafted: str) -> None:
+    """Whatever their digest says: of what stands behind an entry there is no end otherwise."""
+    file = _back_up(sqlite_stores.url_of(Log(sqlite_stores()).store), tmp_path / "backup")
+    records = list(Backup(file)._records())
+    kinds = [kind for kind, _ in records]
+    at = kinds.index(b"C")
+    more = {
+        "K again": (at + 1, records[0]),
+        "H again": (at + 1, records[1]),
+        "C twice": (at + 1, records[at]),
+        "C first": (2, records[at]),
+        "C large": (at, (b"C", bytes(100_000))),
+    }[crafted]
+    records[more[0] : more[0] + (crafted == "C large")] = [more[1]]
+    data = MAGIC + b"".join(kind + len(content).to_bytes(4, "big") + content for kind, content in records)
+    file.write_bytes(data + b"Z" + (32).to_bytes(4, "big") + sha256(data).digest())
+    with pytest.raises(DamagedLog, match="there is no record of a backup"):
+        restore(file, f"sqlite:///{tmp_path}/new.db", VERIFIERS)
     assert not (tmp_path / "new.db").exists()
 
 

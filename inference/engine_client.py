@@ -151,7 +151,8 @@ class Engine:
             self._send({"type": "unload"})
             self._closing = True
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wait(), GRACE_SECONDS)
+                async with asyncio.timeout(GRACE_SECONDS):
+                    await self._wait()
         self._closing = True
         await self._kill()
 

@@ -63,7 +63,8 @@ class Engines:
         self._closing = True
         if self._running:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), STOP_GRACE)
+                async with asyncio.timeout(STOP_GRACE):
+                    await self._idle.wait()
         await self._pool.close()
 
     def _admit(self, file: Vouched) -> None:

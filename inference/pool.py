@@ -213,4 +213,5 @@ async def _idle(loaded: _Loaded, deadline: float) -> None:
     """Until nobody uses the engine, or time.monotonic() reaches the deadline."""
     if loaded.users:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(loaded.idle.wait(), deadline - time.monotonic())
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await loaded.idle.wait()

@@ -90,7 +90,8 @@ class Upkeep:
                     # One bad round, for example a full disk, must not end the upkeep; the next one tries again.
                     log.exception("engines and log are not in line with %s", self._config.path)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), LOOK_AGAIN)
+                async with asyncio.timeout(LOOK_AGAIN):
+                    await self._wake.wait()
                 done = None
 
     async def _record(self, serving: Serving) -> None:

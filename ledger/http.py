@@ -111,10 +111,10 @@ def _missing(reason: str) -> Response:
 
 
 def _accepts_gzip(request: Request) -> bool:
-    """RFC 9110, section 12.5.3, as far as clients use it: gzip or *, unless its weight is 0."""
+    """RFC 9110, section 12.5.3, as far as clients use it: gzip, else *, unless its weight is 0."""
+    accepted = {}
     for item in request.headers.get("accept-encoding", "").lower().split(","):
         coding, _, parameters = item.partition(";")
-        if coding.strip() in ("gzip", "*"):
-            weight = parameters.replace(" ", "").removeprefix("q=")
-            return weight.rstrip("0").rstrip(".") not in ("", "0") if parameters else True
-    return False
+        weight = parameters.replace(" ", "").removeprefix("q=")
+        accepted[coding.strip()] = weight.rstrip("0").rstrip(".") not in ("", "0") if parameters else True
+    return accepted.get("gzip", accepted.get("*", False))

@@ -55,7 +55,7 @@ class ViewRunner:
 
     def start(self) -> None:
         """Begin to follow the log. After a failure this tries the same event again."""
-        if self._thread is not None:
+        if self._thread is not None and self._thread.is_alive():
             return
         self._stopped, self._failure = False, None
         self._thread = threading.Thread(target=self._run, name=f"view-{self.name}", daemon=True)

@@ -101,7 +101,9 @@ class Watchers:
 
     async def _send(self, call: Call, page: ledger_pb2.WatchEventsResponse) -> None:
         try:
-            await asyncio.wait_for(call.write(page), self._limits.stall_seconds)
+            # Not wait_for: in Python 3.11 that forgets a cancellation which comes in the moment of the answer.
+            async with asyncio.timeout(self._limits.stall_seconds):
+                await call.write(page)
         except TimeoutError:
             first = page.events[0].index if page.events else page.next_index
             raise Overloaded(

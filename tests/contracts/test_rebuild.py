@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ledger import views
+from ledger.errors import Damaged
 from ledger.statement import Event
 from ledger.store import Store
 from ledger.view_store import ViewRows
@@ -48,6 +49,26 @@ def test_a_cancelled_rebuild_goes_on_where_it_stopped(store: Store, monkeypatch:
     after_restart.wait_for(store.head.size)
     after_restart.stop()
     assert _folded(store) == whole
+
+
+def test_a_view_that_stopped_is_started_again_at_the_same_event(store: Store) -> None:
+    broken = True
+
+    def fold(event: Event, index: int, rows: ViewRows) -> None:
+        if broken and index == 30:
+            raise ValueError(index)
+        _count(event, index, rows)
+
+    view = ViewRunner(store, "counting", fold)
+    view.start()
+    with pytest.raises(Damaged, match="event 30"):
+        view.wait_for(store.head.size)
+    view._thread.join()
+    broken = False
+    view.start()
+    view.wait_for(store.head.size)
+    view.stop()
+    assert _folded(store) == [(f"{index:06}", b"1") for index in range(store.head.size)]
 
 
 def test_a_rebuild_that_has_come_to_its_end_was_not_cancelled(store: Store) -> None:

@@ -85,6 +85,8 @@ def test_every_bundle_in_every_width_it_ever_had(site: tuple[httpx.Client, Log])
         ("GZip", True),
         ("gzip;q=0", False),
         ("gzip; q=0.000", False),
+        ("*, gzip;q=0", False),  # what is named counts, wherever it stands
+        ("*;q=0, gzip;q=0.5", True),
         ("br", False),
         ("", False),
     ],

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ledger import trust
 from ledger.errors import InvalidConfig
+from ledger.note import LogSigner
 from ledger.trust import MAX_TRUST_FILE, Pin, Trust
 from tests.databases import log_signer
 from tests.logs import signer
@@ -101,6 +102,11 @@ def test_what_is_wrong_is_named(text: str | bytes, named: str, tmp_path: Path) -
     with pytest.raises(InvalidConfig, match=named) as caught:
         trust.read(_file(tmp_path, text))
     assert "trust.toml" in caught.value.message
+
+
+def test_a_key_may_be_longer_than_the_name_of_a_file() -> None:
+    key = LogSigner("a" * 300, log_signer().private_key).vkey()
+    assert trust.read(key) == Trust((key,))
 
 
 def test_a_wrong_line_is_named(tmp_path: Path) -> None:

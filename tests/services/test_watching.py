@@ -170,6 +170,28 @@ def test_what_was_there_comes_first_then_what_is_written(store: Store) -> None:
     run(store, use)
 
 
+def test_who_leaves_in_the_moment_of_an_answer_is_gone(store: Store) -> None:
+    async def whole() -> None:
+        sent = asyncio.get_running_loop().create_future()
+
+        class Leaving:
+            def write(self, message: pb.WatchEventsResponse) -> Awaitable[None]:
+                writing.set()
+                return sent
+
+            def add_done_callback(self, callback: Callable[[Any], None]) -> None: ...
+
+        writing = asyncio.Event()
+        following = asyncio.create_task(Watchers(store).follow(Wanted(), Leaving()))
+        await writing.wait()
+        sent.set_result(None)
+        following.cancel()
+        await asyncio.wait({following}, timeout=10)
+        assert following.cancelled()
+
+    asyncio.run(whole())
+
+
 def test_a_commit_is_told_and_not_found_out_later(store: Store) -> None:
     async def use(stub: Any) -> None:
         call = stub.WatchEvents(pb.WatchEventsRequest())

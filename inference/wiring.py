@@ -46,7 +46,7 @@ class InferencePart:
                 lambda server: inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server),
             )
         ]
-        self.http: Sequence[tuple[Any, Address]] = [(create_app(answering), Address.parse(config.http))]
+        self.http: Sequence[tuple[Any, Address]] = [(create_app(answering), Address.parse(config.http, "http"))]
 
     async def start(self) -> None:
         self._journal.start()

@@ -91,6 +91,7 @@ def open_trusted(note: bytes, verifiers: Sequence[Verifier], name: str) -> Check
 
 def claimed_key(source: Source) -> str:
     """The verifier key that a log's first event names: what there is to go by when nobody has said which to trust."""
+    source.checkpoint()  # which says best what is wrong with an address where there is no log
     bundle = next(source.bundles(0, 1), None)
     if bundle is None:
         raise fault(0, "event 0 is missing")

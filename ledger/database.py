@@ -11,7 +11,9 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError
@@ -114,6 +116,30 @@ def reader_engine(url: str) -> Engine:
     return _sqlite(url, Statement("BEGIN"), "FULL") if _is_sqlite(url) else _postgresql(url, "REPEATABLE READ")
 
 
+def audit_engine(url: str) -> Engine:
+    """As `reader_engine`, and what is read stays as it is to the byte, also where nothing may be written."""
+    return _sqlite(_unchanged(url), Statement("BEGIN"), "FULL", wal=False) if _is_sqlite(url) else reader_engine(url)
+
+
+def _unchanged(url: str) -> str:
+    """The URL under which SQLite writes nothing into a database file, https://www.sqlite.org/uri.html.
+
+    Whoever is the last to close one that others have left with a write-ahead log would write that into it. One without
+    a log, where no file beside it can be made, nobody can be changing.
+    """
+    with _usable_url():
+        parsed = make_url(url)
+    path = Path(parsed.database or "").absolute()
+    if path.with_name(f"{path.name}-wal").exists():
+        how = "mode=ro"
+    elif os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        return url  # the files beside it are made, and removed at the end
+    else:
+        how = "immutable=1"
+    query = {**parsed.query, "uri": "true", **dict([how.split("=")])}
+    return parsed.set(database=f"file:{quote(str(path))}", query=query).render_as_string(hide_password=False)
+
+
 @contextmanager
 def driver_errors() -> Iterator[None]:
     """Raise what the database's driver reports as an error of ours."""
@@ -213,14 +239,15 @@ def _use_wal(connection: sqlite3.Connection) -> None:
         time.sleep(0.01)
 
 
-def _sqlite(url: str, begin: Statement, synchronous: str, cache_kib: int = 2_000) -> Engine:
+def _sqlite(url: str, begin: Statement, synchronous: str, cache_kib: int = 2_000, *, wal: bool = True) -> Engine:
     with _usable_url():
         engine = create_engine(url, connect_args={"timeout": _TIMEOUT, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # the driver begins no transactions; the next function does
-        _use_wal(connection)
+        if wal:
+            _use_wal(connection)
         connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute(f"PRAGMA cache_size=-{cache_kib}")
         connection.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}")

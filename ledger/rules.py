@@ -166,7 +166,8 @@ def _actor(known: Known, candidate: Candidate, kind: Kind) -> Iterator[Violation
         yield _violation(
             "signatures",
             "REVOKED_ACTOR",
-            f"the key of {event.actor!r} was revoked or replaced at index {own[0].retired_at}",
+            f"the key of {event.actor!r} was revoked or replaced at index {own[0].retired_at}; give its service the "
+            "new key and restart it, or enrol the actor again: modelledger actors",
         )
     elif own[0].role not in kind.roles:
         yield _violation(

@@ -19,7 +19,7 @@ from sqlalchemy.types import NullType
 from ledger import envelope as dsse
 from ledger import statement, tables
 from ledger.audit_source import Bundle, Columns, KeptCheckpoint, cuts, fault
-from ledger.database import driver_errors, reader_engine, writer_engine
+from ledger.database import audit_engine, driver_errors, reader_engine, writer_engine
 from ledger.edge import Edge
 from ledger.errors import DamagedLog, NotFound, Refused
 from ledger.merkle import TILE_HEIGHT, TILE_WIDTH, StoredTile, Tile
@@ -35,7 +35,7 @@ class DatabaseLog:
         self.name = "the database"
         if not _exists(url):
             raise NotFound(f"{url.removeprefix('sqlite:///')}: there is no such file")
-        self._engine = reader_engine(url)
+        self._engine = audit_engine(url)
         with driver_errors():
             self._connection = self._engine.connect()
             if not set(tables.IMMUTABLE) <= set(inspect(self._connection).get_table_names()):

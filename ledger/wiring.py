@@ -92,7 +92,9 @@ class LedgerPart:
                 lambda server: actors_pb2_grpc.add_ActorServiceServicer_to_server(actors, server),
             ),
         ]
-        self.http: Sequence[tuple[Any, Address]] = [(create_app(self.store, checkpoints), Address.parse(config.http))]
+        self.http: Sequence[tuple[Any, Address]] = [
+            (create_app(self.store, checkpoints), Address.parse(config.http, "http"))
+        ]
 
     async def start(self) -> None:
         await self.writer.start()

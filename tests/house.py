@@ -132,7 +132,7 @@ class House:
 
     async def _make(self, service: str) -> Running:
         part = self._part(service)
-        server = GrpcServer(part.servicers, Address.parse(self.addresses[service]))
+        server = GrpcServer(part.servicers, Address.parse(self.addresses[service], service))
         idle = not self.working and service in ("trainer", "quantizer")
         running = Running(part, server, [HttpServer(app, address) for app, address in part.http], idle)
         await running.start()

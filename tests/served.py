@@ -38,7 +38,7 @@ def serving(store: Store) -> Iterator[str]:
 @contextmanager
 def serving_app(app: Any) -> Iterator[str]:
     """The URL under which that server serves an ASGI app."""
-    with _started(lambda: HttpServer(app, Address.parse("127.0.0.1:0"))) as server:
+    with _started(lambda: HttpServer(app, Address())) as server:
         yield f"http://127.0.0.1:{server.port}"
 
 
@@ -49,7 +49,7 @@ def grpc_client(log: Log) -> Iterator[Client]:
     def make() -> GrpcServer:
         servicer = LedgerServicer(log.store, log.sequencer)
         add = partial(ledger_pb2_grpc.add_LedgerServiceServicer_to_server, servicer)
-        return GrpcServer([Servicer("modelledger.ledger.v1.LedgerService", add)], Address.parse("127.0.0.1:0"))
+        return GrpcServer([Servicer("modelledger.ledger.v1.LedgerService", add)], Address())
 
     with _started(make, log.sequencer.close) as server, Client(f"127.0.0.1:{server.port}") as client:
         yield client

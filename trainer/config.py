@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ledger.errors import InvalidConfig
 from ledger.kit.client import Calling
 from ledger.kit.config import FALLBACK
 from ledger.kit.keys import Signing
 from ledger.kit.serve import Listening
+from trainer.options import PROFILES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,10 @@ class TrainerConfig(Listening, Calling, Signing):
     base_models: str = field(default="", metadata={FALLBACK: "BASE_MODELS"})
     profile: str = "laptop"
     listen: str = "127.0.0.1:50052"
+
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise InvalidConfig(f"[trainer] profile: {self.profile!r} is not one of {', '.join(PROFILES)}")
 
     @property
     def work_folder(self) -> Path:

@@ -74,6 +74,11 @@ def connect(address: str, *, ca_file: str = "", cert_file: str = "", key_file: s
         ("grpc.use_local_subchannel_pool", 1),
     ]
     if not ca_file:
+        if cert_file or key_file:
+            raise InvalidConfig(
+                f"{cert_file or key_file}: a certificate and its key are sent over TLS only; name the authority that "
+                "signed the server's certificate too (--ca, or ledger_ca in the configuration)"
+            )
         return grpc.insecure_channel(address, options=options)
     try:
         authority, key, certificate = (

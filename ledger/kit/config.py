@@ -24,6 +24,7 @@ from ledger.errors import InvalidConfig
 Section = TypeVar("Section")
 
 FALLBACK = "fallback"  # key of a field's metadata
+SECTIONS = ("ledger", "trainer", "quantizer", "inference")
 
 
 def read_file(path: Path | None) -> dict[str, Any]:
@@ -31,11 +32,15 @@ def read_file(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        return strict_toml.loads(path.read_bytes())
+        document = strict_toml.loads(path.read_bytes())
     except OSError as error:
         raise InvalidConfig(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise InvalidConfig(f"{path}: {error}") from None
+    for name in document:
+        if name not in SECTIONS:
+            raise InvalidConfig(f"{path}: [{name}]: unknown section; known are {', '.join(SECTIONS)}")
+    return document
 
 
 def section(

@@ -53,12 +53,13 @@ async def run(parts: Sequence[Part], listen: Address, ready: Callable[[GrpcServe
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    grpc_server = GrpcServer([servicer for part in parts for servicer in part.servicers], listen)
-    web = [HttpServer(app, address) for part in parts for app, address in part.http]
-    servers: list[GrpcServer | HttpServer] = [grpc_server, *web]
     running: list[GrpcServer | HttpServer] = []
     started: list[Part] = []
     try:
+        await asyncio.sleep(0)  # Ctrl-C while the parts were made ends it here: gRPC cannot be started and cancelled
+        grpc_server = GrpcServer([servicer for part in parts for servicer in part.servicers], listen)
+        web = [HttpServer(app, address) for part in parts for app, address in part.http]
+        servers: list[GrpcServer | HttpServer] = [grpc_server, *web]
         for server in servers:
             await server.start()
             running.append(server)
@@ -93,7 +94,13 @@ def main(start: Callable[[], None]) -> None:
 
 def serve_section(name: str, kind: type[Settings], build: Callable[[Settings], Part]) -> None:
     """`python -m <name> [CONFIG.toml]`: read the section, build the service, serve it on its own."""
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    usage, given = f"usage: python -m {name} [CONFIG.toml]", sys.argv[1:]
+    if given in (["--help"], ["-h"]):
+        print(f"{usage}\n\nServe with its section [{name}]; MODELLEDGER_{name.upper()}_<FIELD> wins over the file.")
+        return
+    if len(given) > 1 or (given and given[0].startswith("-")):
+        sys.exit(usage)
+    path = Path(given[0]) if given else None
     settings = config.section(kind, name, config.read_file(path), os.environ, str(path or ""))
     serve(run([build(settings)], settings.address(), announce(name)))
 

@@ -50,10 +50,11 @@ class Address:
     tls_client_ca: str = ""
 
     @classmethod
-    def parse(cls, text: str, **tls: str) -> Address:
+    def parse(cls, text: str, field: str, **tls: str) -> Address:
+        """`field`: what the text is the value of. Raises InvalidConfig."""
         host, colon, port = text.rpartition(":")
         if not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-            raise InvalidConfig(f"{text!r} is not host:port")
+            raise InvalidConfig(f"{field}: {text!r} is not host:port")
         return cls(host.strip("[]"), int(port), **tls)
 
     def check(self) -> None:
@@ -97,6 +98,7 @@ class Listening:
     def address(self) -> Address:
         return Address.parse(
             self.listen,
+            "listen",
             tls_certificate=self.tls_certificate,
             tls_key=self.tls_key,
             tls_client_ca=self.tls_client_ca,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 from modelledger.audit_sources import RemoteLog, StaticLog
 from modelledger.cli import run
+from starlette.applications import Starlette
 
 from ledger import audit_state
 from ledger.audit import audit, claimed_key
@@ -233,6 +236,52 @@ def test_the_command_continues_and_tells_the_position(
         assert told(str(sqlite_stores.file_of(log.store)), code=1)["position"] == 14
     assert run(["audit", url]) == 1
     assert "refused" in capsys.readouterr().err
+
+
+def test_the_evidence_stays_as_it_is(
+    sqlite_stores: StoreFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing may be written, and where a write-ahead log was left behind with the database."""
+    log = Log(sqlite_stores())
+    log.append(*log.datasets(5))
+    live, folder = sqlite_stores.file_of(log.store), tmp_path / "it's 100 % #1"
+    folder.mkdir()
+    for end in ("", "-wal"):
+        shutil.copy(f"{live}{end}", folder / f"log.db{end}")
+
+    def audited() -> dict[str, bytes]:
+        with DatabaseLog(f"sqlite:///{folder}/log.db") as source:
+            assert audit(source, VERIFIERS, jobs=1).size == log.store.head.size
+        return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith("-shm")}
+
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(before["log.db-wal"]) > 10_000
+    assert audited() == before
+    log.store.close()
+    for path in folder.iterdir():
+        path.unlink()
+    shutil.copy(live, folder / "log.db")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # whoever runs the tests may write everywhere
+    assert audited() == {"log.db": live.read_bytes()}
+
+
+def test_an_address_without_a_log_is_told_so_without_a_key_too() -> None:
+    refused = pytest.raises(NotFound, match="there is no /checkpoint")
+    with serving_app(Starlette()) as address, StaticLog(address) as source, refused:
+        claimed_key(source)
+
+
+def test_an_audit_that_fails_leaves_no_state(
+    sqlite_stores: StoreFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, file = Log(sqlite_stores()), tmp_path / "examples.jsonl"
+    file.write_text("not a checkpoint")
+    url = sqlite_stores.url_of(log.store)
+    assert run(["audit", url, "--trust", log_signer().vkey(), "--checkpoint", str(file)]) == 1
+    assert [path for path in tmp_path.iterdir() if path.name.startswith("examples")] == [file]
+    nowhere = str(tmp_path / "nowhere" / "last")
+    assert run(["audit", url, "--trust", log_signer().vkey(), "--checkpoint", nowhere]) == 1
+    assert "nowhere a folder to write in?" in capsys.readouterr().err
 
 
 def test_a_state_of_another_checkpoint_is_not_used(sqlite_stores: StoreFactory, tmp_path: Path) -> None:

@@ -32,11 +32,12 @@ def test_port_0_is_resolved_before_the_services_are_told(tmp_path: Path) -> None
 
 
 def test_a_service_keeps_what_its_section_names(tmp_path: Path) -> None:
-    text = '[ledger]\ndata = "a"\nlisten = "[::1]:7"\n[trainer]\nledger = "ledger.example:1"\nbases = ["/b"]\n'
+    text = '[ledger]\ndata = "a"\nlisten = "[::1]:7"\n[trainer]\nledger = "ledger.example:1"\n'
+    text += f'bases = ["{tmp_path}"]\n'
     configs = _configs(tmp_path, text, MODELLEDGER_INFERENCE_DATA="c")
     assert (configs.trainer.ledger, configs.trainer.data) == ("ledger.example:1", Path("a"))
     assert (configs.quantizer.ledger, configs.inference.data) == ("[::1]:7", Path("c"))
-    assert configs.quantizer.bases == (Path("/b"),)
+    assert configs.quantizer.bases == (tmp_path,)
 
 
 def test_base_models_of_the_plain_environment_are_the_last_resort(tmp_path: Path) -> None:
@@ -51,7 +52,12 @@ def test_base_models_of_the_plain_environment_are_the_last_resort(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("[traner]\n", "traner"), ("[ledger]\nlissten = 'x'\n", "lissten"), ("[ledger", "modelledger.toml")],
+    [
+        ("[traner]\n", "traner"),
+        ("[ledger]\nlissten = 'x'\n", "lissten"),
+        ("[ledger", "modelledger.toml"),
+        ("[trainer]\nbases = ['/', '/no/such/folder']\n", r"\[trainer\] bases\[1\]: /no/such/folder is no folder"),
+    ],
 )
 def test_a_wrong_configuration_is_refused_with_file_and_field(tmp_path: Path, text: str, named: str) -> None:
     with pytest.raises(InvalidConfig, match=named) as caught:
@@ -59,6 +65,11 @@ def test_a_wrong_configuration_is_refused_with_file_and_field(tmp_path: Path, te
     assert "modelledger.toml" in caught.value.message
     with pytest.raises(InvalidConfig):
         read_file(tmp_path / "absent.toml")
+
+
+def test_a_profile_that_there_is_not_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"\[trainer\] profile: 'zz' is not one of laptop, workstation"):
+        _configs(tmp_path, "[trainer]\nprofile = 'zz'\n")
 
 
 def test_two_on_one_data_directory_are_refused(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_every_variable_is_a_field_of_the_service(name: str) -> None:
 def test_no_two_listen_on_the_same_port() -> None:
     settings = [_section(name) for name in CONFIGS]
     addresses = [one.listen for one in settings] + [one.http for one in settings if hasattr(one, "http")]
-    ports = [Address.parse(address).port for address in addresses] + [
+    ports = [Address.parse(address, "address").port for address in addresses] + [
         int(SERVICES["postgres"]["environment"]["PGPORT"])
     ]
     assert len(set(ports)) == len(ports) == 7

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,9 +44,24 @@ def test_no_certificate_is_issued_when_its_bundle_could_not_be_written(run: Run,
     code, _, err = run("certify", MODEL, "v1.0", "--out", str(tmp_path / "file" / "certificate"))
     assert code == 1
     assert err.count("\n") == 1
+    code, _, err = run("certify", MODEL, "v1.0", "--out", "/proc/self/certificate")
+    assert code == 1
+    assert "/proc/self" in err
     assert _size(run) == size
     assert run("certify", MODEL, "v1.0", "--out", str(tmp_path / "new"))[0] == 0
     assert _size(run) == size + 1
+
+
+def test_a_bundle_that_cannot_be_written_is_there_later(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("modelledger.cli.certify.save", lambda *_: os.open("/no/space/left", 0))
+        code, _, err = run("certify", MODEL, "v1.0", "--out", str(tmp_path / "new"))
+    assert code == 1
+    [command] = re.findall("modelledger (certify --certificate .*) PATH", err)
+    assert run(*command.split(), str(tmp_path / "new"))[0] == 0
+    assert (tmp_path / "new").is_dir()
 
 
 def test_the_verdict_is_short_and_the_checks_are_shown_on_request(run: Run, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import grpc.aio
 import pytest
 from modelledger.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 
-from ledger.kit.process import run
+from ledger.config import LedgerConfig
+from ledger.kit.process import run, serve_section
 from ledger.kit.serve import Address, GrpcServer, Servicer
 from ledger.service import LedgerServicer
 from tests.logs import Log
@@ -39,6 +40,41 @@ class _Part:
     async def stop(self) -> None: ...
 
     async def close(self) -> None: ...
+
+
+def test_ctrl_c_while_the_parts_were_made_starts_nothing(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cancels the task that makes them, and gRPC's server cannot be cancelled while it starts."""
+    part, closed = _Part(log), []
+    monkeypatch.setattr(part, "close", lambda: asyncio.sleep(0, closed.append(part)))
+    monkeypatch.setattr("ledger.kit.process.GrpcServer", lambda *_: pytest.fail("it was started"))
+
+    async def interrupted() -> None:
+        current = asyncio.current_task()
+        assert current is not None
+        current.cancel()
+        await run([part], Address(), lambda *_: None)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(interrupted())
+    assert closed == [part]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["--nonsense"], "usage: python -m trainer"), (["a.toml", "more"], "usage: python -m trainer")],
+)
+def test_what_is_no_configuration_file_is_refused(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["trainer", *arguments])
+    with pytest.raises(SystemExit, match=told):
+        serve_section("trainer", LedgerConfig, lambda settings: pytest.fail("it is built"))
+
+
+def test_a_service_says_how_it_is_called(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["trainer", "--help"])
+    serve_section("trainer", LedgerConfig, lambda settings: pytest.fail("it is built"))
+    assert "MODELLEDGER_TRAINER_<FIELD>" in capsys.readouterr().out
 
 
 def test_requests_that_were_refused_are_not_kept(log: Log) -> None:

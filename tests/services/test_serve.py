@@ -152,6 +152,18 @@ def test_without_a_certificate_nobody_is_let_in_where_one_is_asked_for(
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
+def test_a_certificate_is_never_left_out_silently() -> None:
+    for files in ({"cert_file": "mine.pem"}, {"key_file": "mine.key"}):
+        with pytest.raises(InvalidConfig, match=r"mine\.\w+: .*--ca"):
+            connect("localhost:1", **files)
+
+
+@pytest.mark.parametrize("text", ["nonsense", "host:", "host:x", "host:65536", ""])
+def test_an_address_that_is_none_is_refused_by_its_field(text: str) -> None:
+    with pytest.raises(InvalidConfig, match=f"http: '{text}' is not host:port"):
+        Address.parse(text, "http")
+
+
 def test_on_the_loopback_interface_the_header_says_who_calls(files: dict[str, str], authority: Authority) -> None:
     for who in (asked_by(Address(), "alice"), asked_by(Address(**files), "alice", ca_file=authority.file)):
         assert (who.id, who.method) == ("local:alice", "loopback")

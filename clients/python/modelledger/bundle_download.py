@@ -30,6 +30,12 @@ def prepare(out: Path) -> None:
     if out.exists():
         raise AlreadyExists(f"{out} is already there; choose another --out or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(out.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OSError unless something can be written into the folder."""
+    Path(tempfile.mkdtemp(prefix=".writable.", dir=folder)).rmdir()
 
 
 def save(pieces: Iterator[certification_pb2.DownloadBundleResponse], out: Path) -> list[str]:

@@ -95,6 +95,8 @@ def cli(ctx: click.Context, /, **addresses: str | None) -> None:
     `modelledger up` starts the services, `modelledger demo` shows everything at once. Options before the command
     have an environment variable each: MODELLEDGER_SERVER, MODELLEDGER_TRAINER, …
     """
+    if not addresses["server"]:
+        raise click.BadParameter("is empty; leave it out for the ledger of this machine", param_hint="--server")
     ctx.obj = Session(**{name: value or "" for name, value in addresses.items()})
     ctx.call_on_close(ctx.obj.close)
 

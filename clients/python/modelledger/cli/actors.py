@@ -46,10 +46,10 @@ def _key(command: Command) -> Command:
 _reason = click.option("--reason", required=True, help="Why; recorded.")
 _compromised = click.option(
     "--compromised-from",
-    default=0,
-    type=click.IntRange(0),
+    type=click.IntRange(1),  # 0 says on the wire that the key was not compromised
     metavar="INDEX",
-    help="Others had the present key: verifiers trust no event of it from this index on.",
+    help="Others had the present key: verifiers trust no event of it from this index on. For all of its events: the "
+    'index that `actors list` shows as "Valid from".',
 )
 
 
@@ -114,7 +114,7 @@ def rotate(
     public_key: Path | None,
     ed25519: bool,
     reason: str,
-    compromised_from: int,
+    compromised_from: int | None,
     as_json: bool,
 ) -> None:
     """Give an actor another key; the present one is refused from then on.
@@ -126,7 +126,7 @@ def rotate(
     if present is None:
         raise NotFound(f"there is no actor {actor!r}; `modelledger actors list` shows them")
     signer = _signer(key, public_key, ed25519)
-    _show(client.rotate_actor_key(present, signer, reason, compromised_from=compromised_from), as_json)
+    _show(client.rotate_actor_key(present, signer, reason, compromised_from=compromised_from or 0), as_json)
     if not as_json:
         click.echo(f"put the new key where {actor}'s configuration names it, and restart its service", err=True)
 
@@ -137,9 +137,9 @@ def rotate(
 @_compromised
 @json_option
 @pass_session
-def revoke(session: Session, actor: str, reason: str, compromised_from: int, as_json: bool) -> None:
+def revoke(session: Session, actor: str, reason: str, compromised_from: int | None, as_json: bool) -> None:
     """Forbid an actor to sign from now on. What it signed before stays valid, unless the key was compromised."""
-    _show(session.client.revoke_actor(actor, reason, compromised_from=compromised_from), as_json)
+    _show(session.client.revoke_actor(actor, reason, compromised_from=compromised_from or 0), as_json)
 
 
 def _signer(key: str, public_key: Path | None, ed25519: bool) -> Signer:

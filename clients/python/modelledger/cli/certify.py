@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from modelledger.bundle_download import prepare, save
+from ledger.errors import ModelLedgerError
+from modelledger.bundle_download import check_writable, prepare, save
 from modelledger.cli.session import (
     Session,
     flag,
@@ -61,15 +62,23 @@ def certify(
             raise click.UsageError("--revoke needs --certificate and --reason")
         issued = client.revoke_certificate(certificate, reason)
         return print_json(plain(issued)) if as_json else click.echo(f"{issued.name} is revoked")
+    # A certificate is for ever, so what can go wrong goes wrong before it.
     if out:
-        prepare(out)  # a certificate is for ever, so what can go wrong goes wrong before it
+        prepare(out)
+    else:
+        check_writable(Path())
     if certificate:
         issued = client.certificate(certificate)
     else:
         number = client.version(model, version).version
         issued = client.certify(model, number, policy=policy, categories=categories)
     out = out or Path(issued.record.certificate)
-    paths = save(client.download_bundle(issued.name, include_artifacts=with_artifacts), out)
+    try:
+        paths = save(client.download_bundle(issued.name, include_artifacts=with_artifacts), out)
+    except (ModelLedgerError, OSError):
+        name = issued.record.certificate
+        click.echo(f"{name} is issued; get its bundle: modelledger certify --certificate {name} --out PATH", err=True)
+        raise
     if as_json:
         return print_json({**plain(issued), "bundle": str(out), "files": paths})
     record = issued.record

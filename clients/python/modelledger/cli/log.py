@@ -11,6 +11,7 @@ import click
 from ledger import envelope, statement, strict_json
 from ledger.audit import open_trusted
 from ledger.errors import DamagedLog, InvalidInput
+from ledger.events import KINDS
 from ledger.note import NoteError, Verifier
 from ledger.proof_file import encode_proof, parse_proof, verify_proof
 from ledger.trust import read_all
@@ -30,9 +31,16 @@ def log() -> None:
     """The transparency log: read it, prove it, verify all of it."""
 
 
+def _known(ctx: click.Context, parameter: click.Parameter, kinds: tuple[str, ...]) -> tuple[str, ...]:
+    for kind in kinds:
+        if kind not in KINDS:
+            raise click.BadParameter(f"no event is of the kind {kind!r}; known are {', '.join(KINDS)}")
+    return kinds
+
+
 @log.command("list")
 @click.option("--stream", default="", help="Only streams that begin with this, for example models/acme/.")
-@click.option("--kind", "kinds", multiple=True, help="Only this kind of event; repeatable.")
+@click.option("--kind", "kinds", multiple=True, callback=_known, help="Only this kind of event; repeatable.")
 @click.option("--from", "start", default=0, type=click.IntRange(0), help="Only from this index on.")
 @click.option("--oldest", is_flag=True, help="Oldest first.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most this many.")

@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # the services need more than the base install
     from quantizer.config import QuantizerConfig
     from trainer.config import TrainerConfig
 
-SECTIONS = ("ledger", "trainer", "quantizer", "inference")
 LOCK = "up.lock"
+BASES = "base-models"
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,6 @@ def read_configs(
     from trainer.config import TrainerConfig
 
     document, source = config.read_file(file), str(file or "")
-    for name in document:
-        if name not in SECTIONS:
-            raise InvalidConfig(f"{source}: [{name}]: unknown section; known are {', '.join(SECTIONS)}")
     ledger = config.section(LedgerConfig, "ledger", document, environment, source)
     listen = _resolved(ledger.address())
     ledger = replace(ledger, listen=str(listen), data=data or ledger.data)
@@ -105,7 +102,11 @@ def read_configs(
         return values
 
     trainer = config.section(TrainerConfig, "trainer", document, environment, source)
-    bases = trainer.bases + roots or (ledger.data / "base-models",)
+    bases = trainer.bases + roots
+    for number, folder in enumerate(trainer.bases):
+        if not folder.is_dir():
+            raise InvalidConfig(f"{source or 'environment'}: [trainer] bases[{number}]: {folder} is no folder")
+    bases = bases or (ledger.data / BASES,)
     trainer = replace(trainer, bases=bases, **common("trainer"))
     quantizer = config.section(QuantizerConfig, "quantizer", document, environment, source)
     quantizer = replace(quantizer, bases=quantizer.bases or bases, **common("quantizer"))
@@ -121,8 +122,7 @@ async def _serve(configs: Configs, as_json: bool) -> None:
     from quantizer.wiring import QuantizerPart
     from trainer.wiring import TrainerPart
 
-    for folder in configs.trainer.bases:
-        folder.mkdir(parents=True, exist_ok=True)
+    (configs.ledger.data / BASES).mkdir(parents=True, exist_ok=True)
     # The ledger first: it makes the data directory and the keys that the others sign with.
     parts: list[Part] = [
         LedgerPart(configs.ledger),

@@ -50,7 +50,8 @@ def witness(
             f"the witness is not installed here ({error.name} is missing); run: pip install 'modelledger[ledger]'"
         ) from None
 
-    address = Address.parse(listen, tls_certificate=tls_certificate, tls_key=tls_key)
+    address = Address.parse(listen, "--listen", tls_certificate=tls_certificate, tls_key=tls_key)
+    address.check()
     verifiers = [Verifier.parse(vkey) for text in logs for vkey in read_trust(text)]
     opened, state = open_witness(data, name, verifiers)
     vkey = opened.cosigner.vkey()

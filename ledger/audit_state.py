@@ -45,13 +45,12 @@ class AuditState:
     def __init__(self, path: Path | None = None, note: bytes = b"") -> None:
         self.known, self.edge = Known(), Edge()
         self._path = path
-        self._is_new = path is not None and not path.exists()
         self._below = False  # whether the file knows something that is not in memory
         try:
             if path and not self._load(note):
                 self.forget()
         except sqlite3.OperationalError as error:
-            others = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            others = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
             why = "another audit uses it" if others else f"{error}; is {path and path.parent} a folder to write in?"
             raise Refused(f"{path}: cannot be used: {why}") from None
         except sqlite3.DatabaseError as error:
@@ -74,8 +73,6 @@ class AuditState:
     def __exit__(self, *_: object) -> None:
         if "_file" in self.__dict__:
             self._file.close()  # what was not saved is rolled back
-        if self._path and self._is_new:
-            self._path.unlink(missing_ok=True)
 
     def forget(self) -> None:
         """Begin with nothing."""
@@ -123,7 +120,6 @@ class AuditState:
         facts = [("format", FORMAT), ("note", sha256(note).hexdigest()), ("size", self.known.size)]
         self._file.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts)
         self._file.execute("COMMIT")
-        self._is_new = False
 
     def _load(self, note: bytes) -> bool:
         facts: dict[str, Any] = dict(self._file.execute("SELECT name, value FROM facts"))

@@ -85,7 +85,7 @@ def back_up(source: Source, path: Path) -> BackedUp:
 
 
 def _write(source: Source, note: bytes, checkpoint: Checkpoint, file: IO[bytes]) -> str:
-    digest, frontier, log = sha256(), Frontier(), ""
+    digest, frontier = sha256(), Frontier()
     last = KeptCheckpoint(0, 0, b"")
 
     def put(kind: bytes, content: bytes) -> None:
@@ -98,7 +98,7 @@ def _write(source: Source, note: bytes, checkpoint: Checkpoint, file: IO[bytes])
     for bundle in source.bundles(0, checkpoint.size):
         if bundle.start == 0:
             log = _log_key(bundle.entries[0])
-            put(b"K", log.encode())
+            put(b"K", log.vkey().encode())
             put(b"H", note)
         checkpoints = list(bundle.checkpoints)
         for size, entry in enumerate(bundle.entries, bundle.start + 1):
@@ -124,12 +124,11 @@ def _write(source: Source, note: bytes, checkpoint: Checkpoint, file: IO[bytes])
     return total.hex()
 
 
-def _check(kept: KeptCheckpoint, previous: int, frontier: Frontier, log: str) -> None:
+def _check(kept: KeptCheckpoint, previous: int, frontier: Frontier, log: Verifier) -> None:
     """Whether a checkpoint signs the entries up to it, and follows the one before."""
     what = f"the checkpoint kept for size {kept.size}"
     try:
-        verifier = Verifier.parse(log)
-        signed = open_checkpoint(kept.note, [verifier], verifier.name)
+        signed = open_checkpoint(kept.note, [log], log.name)
     except NoteError as error:
         raise fault(kept.size, f"{what} does not verify: {error}") from None
     if (signed.size, signed.root) != (frontier.size, frontier.root()):
@@ -142,11 +141,11 @@ def _check(kept: KeptCheckpoint, previous: int, frontier: Frontier, log: str) ->
         raise fault(kept.size, f"{what} says that it follows size {kept.previous}, not {previous}")
 
 
-def _log_key(entry: bytes) -> str:
+def _log_key(entry: bytes) -> Verifier:
     try:
-        return str(statement.decode(dsse.parse(entry).payload).data.get("logVkey"))
-    except ModelLedgerError as error:
-        raise fault(0, f"event 0: {error.message}") from None
+        return Verifier.parse(str(statement.decode(dsse.parse(entry).payload).data.get("logVkey")))
+    except (ModelLedgerError, NoteError) as error:
+        raise fault(0, f"event 0: {error}") from None
 
 
 @dataclass

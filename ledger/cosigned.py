@@ -88,17 +88,19 @@ class CosignedCheckpoints:
         if self._policy.quorum is None:
             return self.newest()
         for one in self._candidates():
-            if self._judge(one).satisfied:
+            if self._is_met(one):
                 self._agreed_size = one.size
                 return self._published(one)
         self._agreed_size = 0
         raise NotReady(f"no checkpoint has met the quorum: {self.verdict().detail}")
 
     def settled(self, seconds: float) -> Published:
+        if self._policy.quorum is None:
+            return self.newest()
         size, deadline = self._store.head.size, time.monotonic() + seconds
         while time.monotonic() < deadline:
             for one in takewhile(lambda one: one.size >= size, self._candidates()):
-                if self._judge(one).satisfied:
+                if self._is_met(one):
                     return self._published(one)
             time.sleep(POLL_SECONDS)
         return self.newest()
@@ -109,7 +111,7 @@ class CosignedCheckpoints:
 
     def is_agreed(self, size: int) -> bool:
         found = self._cosignatures.newest(start=size, stop=size + 1)
-        return self._judge(found[0] if found else Cosigned(size, b"", ())).satisfied
+        return self._is_met(found[0] if found else Cosigned(size, b"", ()))
 
     def _candidates(self) -> Iterator[Cosigned]:
         """Cosigned checkpoints, newest first. After the first search not all: what was agreed on stays agreed on."""
@@ -121,15 +123,23 @@ class CosignedCheckpoints:
                 yield from self._cosignatures.newest(start=self._agreed_size, stop=self._agreed_size + 1)
                 return
 
+    def _is_met(self, one: Cosigned) -> bool:
+        """Most that are asked about have too few lines, whatever they are worth."""
+        claimed = [witness for witness, _ in self._known(one)]
+        return self._policy.judge_cosigners(claimed).satisfied and self._judge(one).satisfied
+
     def _judge(self, one: Cosigned) -> Verdict:
-        return self._policy.judge_cosigners([witness for witness, _ in self._known(one)])
+        return self._policy.judge_cosigners([witness for witness, _ in self._fitting(one)])
 
     def _published(self, one: Cosigned) -> Published:
-        return Published(one.size, add_lines(one.note, [line for _, line in self._known(one)]))
+        return Published(one.size, add_lines(one.note, [line for _, line in self._fitting(one)]))
+
+    def _fitting(self, one: Cosigned) -> list[tuple[Verifier, bytes]]:
+        return [(witness, line) for witness, line in self._known(one) if _fits(one.note, line, witness)]
 
     def _known(self, one: Cosigned) -> list[tuple[Verifier, bytes]]:
         found = ((self._verifiers.get((line.witness, line.key_id)), line.line) for line in one.lines)
-        return [(witness, line) for witness, line in found if witness is not None and _fits(one.note, line, witness)]
+        return [(witness, line) for witness, line in found if witness is not None]
 
 
 @lru_cache(16 * LOOK_BACK)

@@ -117,26 +117,27 @@ def reader_engine(url: str) -> Engine:
 
 
 def audit_engine(url: str) -> Engine:
-    """As `reader_engine`, and what is read stays as it is to the byte, also where nothing may be written."""
+    """As `reader_engine`, and what is read stays as it is to the byte, also where nothing can be written."""
     return _sqlite(_unchanged(url), Statement("BEGIN"), "FULL", wal=False) if _is_sqlite(url) else reader_engine(url)
 
 
 def _unchanged(url: str) -> str:
     """The URL under which SQLite writes nothing into a database file, https://www.sqlite.org/uri.html.
 
-    Whoever is the last to close one that others have left with a write-ahead log would write that into it. One without
-    a log, where no file beside it can be made, nobody can be changing.
+    Whoever is the last to close one that was left with a write-ahead log would write that into it. A file system that
+    takes no writes has no place for the files beside it, and nobody who changes it.
     """
     with _usable_url():
         parsed = make_url(url)
-    path = Path(parsed.database or "").absolute()
-    if path.with_name(f"{path.name}-wal").exists():
-        how = "mode=ro"
-    elif os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
-        return url  # the files beside it are made, and removed at the end
+    path = Path(parsed.database or "").resolve()  # SQLite follows links, too, and looks beside what they point at
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists() and log.stat().st_size:
+        how = {"mode": "ro"}
+    elif path.exists() and os.statvfs(path).f_flag & os.ST_RDONLY:
+        how = {"immutable": "1"}
     else:
-        how = "immutable=1"
-    query = {**parsed.query, "uri": "true", **dict([how.split("=")])}
+        return url  # the files beside it are made, and removed at the end
+    query = {**parsed.query, **how, "uri": "true"}
     return parsed.set(database=f"file:{quote(str(path))}", query=query).render_as_string(hide_password=False)
 
 
@@ -175,7 +176,10 @@ def meaning(error: DBAPIError) -> ModelLedgerError:
     if sqlite == sqlite3.SQLITE_IOERR:
         return Unreachable(_DISK_FAILS)
     if sqlite in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
-        return Unreachable("the ledger's database file cannot be opened for writing; check its path and permissions")
+        return Unreachable(
+            "the ledger's database file cannot be opened for writing; check its path and permissions"
+            "; only to read it, copy it and the -wal beside it to a folder where you may write"
+        )
     return Unreachable(
         "the ledger's database cannot be used; its log has the details: check the URL, permissions and free disk space"
     )

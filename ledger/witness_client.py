@@ -83,6 +83,9 @@ class _Connection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.create_connection((self.host, self.port), self.timeout)
+        self.sock.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+        )  # as http.client's own: the body follows at once
         self._handle = self.sock.dup()  # stays usable while the other becomes one of TLS
         self._timer.start()
         if self._tls:

@@ -6,10 +6,12 @@ import gzip
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ from ledger.audit_state import AuditState
 from ledger.backup import Backup, back_up
 from ledger.errors import DamagedLog, InvalidInput, InvalidSignature, NotFound, Refused, Unreachable
 from ledger.note import LogSigner
-from ledger.whole_log import DatabaseLog
+from ledger.whole_log import DatabaseLog, _raw
 from tests.databases import StoreFactory, log_signer
 from tests.logs import ACTORS, Log, artifact, event_of, rotation, signed, signer
 from tests.served import EntryLog, FileLog, files_of, grpc_client, serving, serving_app
@@ -244,14 +246,16 @@ def test_the_evidence_stays_as_it_is(
     """Also where nothing may be written, and where a write-ahead log was left behind with the database."""
     log = Log(sqlite_stores())
     log.append(*log.datasets(5))
+    (tmp_path / "link.db").symlink_to(tmp_path / "it's 100 % #1" / "log.db")
     live, folder = sqlite_stores.file_of(log.store), tmp_path / "it's 100 % #1"
     folder.mkdir()
     for end in ("", "-wal"):
         shutil.copy(f"{live}{end}", folder / f"log.db{end}")
 
     def audited() -> dict[str, bytes]:
-        with DatabaseLog(f"sqlite:///{folder}/log.db") as source:
-            assert audit(source, VERIFIERS, jobs=1).size == log.store.head.size
+        for file in (folder / "log.db", tmp_path / "link.db"):
+            with DatabaseLog(f"sqlite:///{file}") as source:
+                assert audit(source, VERIFIERS, jobs=1).size == log.store.head.size
         return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith("-shm")}
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -261,8 +265,13 @@ def test_the_evidence_stays_as_it_is(
     for path in folder.iterdir():
         path.unlink()
     shutil.copy(live, folder / "log.db")
-    monkeypatch.setattr(os, "access", lambda *_: False)  # whoever runs the tests may write everywhere
     assert audited() == {"log.db": live.read_bytes()}
+    (folder / "log.db-wal").touch()
+    made: list[str] = []
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    monkeypatch.setattr("ledger.whole_log._raw", lambda *a: made.extend(p.name for p in folder.iterdir()) or _raw(*a))
+    assert audited() == {"log.db": live.read_bytes(), "log.db-wal": b""}
+    assert set(made) == {"log.db", "log.db-wal"}, "there is no place for others"
 
 
 def test_an_address_without_a_log_is_told_so_without_a_key_too() -> None:
@@ -271,14 +280,16 @@ def test_an_address_without_a_log_is_told_so_without_a_key_too() -> None:
         claimed_key(source)
 
 
-def test_an_audit_that_fails_leaves_no_state(
+def test_an_audit_whose_state_cannot_be_kept_says_why(
     sqlite_stores: StoreFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log, file = Log(sqlite_stores()), tmp_path / "examples.jsonl"
-    file.write_text("not a checkpoint")
+    log, file = Log(sqlite_stores()), tmp_path / "last"
     url = sqlite_stores.url_of(log.store)
+    assert run(["audit", url, "--trust", log_signer().vkey(), "--checkpoint", str(file)]) == 0
+    with closing(sqlite3.connect(f"{file}.state")) as state, state:
+        state.execute("UPDATE facts SET name = CAST(x'ff' AS TEXT) WHERE name = 'note'")
     assert run(["audit", url, "--trust", log_signer().vkey(), "--checkpoint", str(file)]) == 1
-    assert [path for path in tmp_path.iterdir() if path.name.startswith("examples")] == [file]
+    assert "last.state: cannot be used: Could not decode" in capsys.readouterr().err
     nowhere = str(tmp_path / "nowhere" / "last")
     assert run(["audit", url, "--trust", log_signer().vkey(), "--checkpoint", nowhere]) == 1
     assert "nowhere a folder to write in?" in capsys.readouterr().err

@@ -124,6 +124,9 @@ def test_without_a_quorum_everything_is_agreed_on(cosigning: Cosigning) -> None:
     size, note = cosigning.grow()
     checkpoints = cosigning.publish(parse_trust_policy(BOTH.replace(b"quorum both", b"quorum none")))
     assert checkpoints.agreed() == Published(size, note)
+    began = time.monotonic()
+    assert checkpoints.settled(60) == Published(size, note)
+    assert time.monotonic() - began < 30, "there is nothing to wait for"
     assert checkpoints.is_agreed(size)
 
 

@@ -56,7 +56,8 @@ def test_base_models_of_the_plain_environment_are_the_last_resort(tmp_path: Path
         ("[traner]\n", "traner"),
         ("[ledger]\nlissten = 'x'\n", "lissten"),
         ("[ledger", "modelledger.toml"),
-        ("[trainer]\nbases = ['/', '/no/such/folder']\n", r"\[trainer\] bases\[1\]: /no/such/folder is no folder"),
+        ("[trainer]\nbases = ['/', '/no/such/folder']\n", r"\[trainer\] bases: /no/such/folder is no folder"),
+        ("[quantizer]\nbases = ['/no/such/folder']\n", r"\[quantizer\] bases: /no/such/folder is no folder"),
     ],
 )
 def test_a_wrong_configuration_is_refused_with_file_and_field(tmp_path: Path, text: str, named: str) -> None:

@@ -103,12 +103,13 @@ def read_configs(
 
     trainer = config.section(TrainerConfig, "trainer", document, environment, source)
     bases = trainer.bases + roots
-    for number, folder in enumerate(trainer.bases):
-        if not folder.is_dir():
-            raise InvalidConfig(f"{source or 'environment'}: [trainer] bases[{number}]: {folder} is no folder")
     bases = bases or (ledger.data / BASES,)
     trainer = replace(trainer, bases=bases, **common("trainer"))
     quantizer = config.section(QuantizerConfig, "quantizer", document, environment, source)
+    for name, configured in (("trainer", trainer.bases), ("quantizer", quantizer.bases)):
+        for folder in configured:
+            if folder != ledger.data / BASES and not folder.is_dir():
+                raise InvalidConfig(f"{source or 'environment'}: [{name}] bases: {folder} is no folder")
     quantizer = replace(quantizer, bases=quantizer.bases or bases, **common("quantizer"))
     inference = config.section(InferenceConfig, "inference", document, environment, source)
     return Configs(ledger, trainer, quantizer, replace(inference, **common("inference")))

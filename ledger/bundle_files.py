@@ -13,7 +13,6 @@ an archive that unpacks to far more than it holds are refused.
 from __future__ import annotations
 
 import contextlib
-import os
 import stat
 import struct
 import zipfile
@@ -25,7 +24,7 @@ from typing import BinaryIO, Protocol
 from ledger import bundle, manifest
 from ledger.bundle import MAX_DOCUMENT
 from ledger.errors import AlreadyExists, InvalidInput
-from ledger.kit.artifacts import Stored, hash_stream
+from ledger.kit.artifacts import Stored, below, hash_stream
 
 MAX_EXPANSION = 200  # unpacked bytes for each byte of a zip; deflate's own limit is about 1,000
 EXPANSION_FREE = 64 << 20  # bytes; below this size the ratio does not matter
@@ -110,17 +109,18 @@ class _Folder(_Reading):
     def __init__(self, root: Path) -> None:
         self._root = root
         self.sizes = {}
-        for folder, folders, names in os.walk(root):
-            for name in (*folders, *names):
-                path = Path(folder, name)
-                mode = path.lstat().st_mode
+        try:
+            for path in below(root):
+                found = path.lstat()
                 relative = path.relative_to(root).as_posix()
-                if stat.S_ISREG(mode):
-                    self.sizes[relative] = path.lstat().st_size
-                elif not stat.S_ISDIR(mode):
+                if stat.S_ISREG(found.st_mode):
+                    self.sizes[relative] = found.st_size
+                elif not stat.S_ISDIR(found.st_mode):
                     raise UnreadableBundle("unsafe-path", f"{relative} is a symbolic link or a special file")
                 if len(self.sizes) > manifest.MAX_FILES:
                     raise UnreadableBundle("too-many-files", f"{root} has more than {manifest.MAX_FILES} files")
+        except OSError as error:
+            raise UnreadableBundle("unreadable-file", f"{error.filename or root}: {error.strerror}") from None
 
     def open(self, path: str) -> BinaryIO:
         return (self._root / path).open("rb")
@@ -139,12 +139,15 @@ class _Zip(_Reading):
                 raise UnreadableBundle("unsafe-path", f"{info.filename!r} stands twice in {path}")
             if stat.S_ISLNK(info.external_attr >> 16) or not bundle.is_plain_path(info.filename):
                 raise UnreadableBundle("unsafe-path", f"{info.filename!r} in {path} is not a plain relative path")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # Of other methods zipfile unpacks all that it has read before it looks at the size.
+                raise UnreadableBundle("zip-bomb", f"{info.filename!r} in {path} is neither stored nor deflated")
             self.sizes[info.filename] = info.file_size
         if sum(self.sizes.values()) > EXPANSION_FREE + MAX_EXPANSION * path.stat().st_size:
             raise UnreadableBundle("zip-bomb", f"{path} unpacks to more than {MAX_EXPANSION} times its size")
 
     def open(self, path: str) -> BinaryIO:
-        # ZipExtFile reads no more than the size in the directory, which the bound above has counted.
+        # ZipExtFile unpacks no more than the size in the directory, which the bound above has counted.
         return self._archive.open(path)  # type: ignore[return-value]  # it is a BinaryIO in all but its stub
 
 

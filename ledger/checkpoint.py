@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ledger.merkle import EMPTY_ROOT, HASH_SIZE
-from ledger.note import COSIGNATURE_V1, LogSigner, NoteError, UnsignedNote, Verifier, open_note
+from ledger.note import COSIGNATURE_V1, LogSigner, NoteError, UnknownSigner, UnsignedNote, Verifier, open_note
 from ledger.strict_text import decode_base64, decode_decimal, encode_base64
 
 
@@ -80,9 +80,14 @@ def sign_checkpoint(signer: LogSigner, size: int, root: bytes) -> bytes:
 def open_checkpoint(note: bytes, verifiers: Sequence[Verifier], origin: str) -> Checkpoint:
     """The verified checkpoint of log `origin`. Cosignatures alone do not make one. Raises NoteError."""
     opened = open_note(note, verifiers)
-    if all(signature.verifier.algorithm == COSIGNATURE_V1 for signature in opened.signatures):
+    signers = {s.verifier.name for s in opened.signatures if s.verifier.algorithm != COSIGNATURE_V1}
+    if not signers:
         raise UnsignedNote("the checkpoint is cosigned by witnesses, but not signed by the log itself")
     checkpoint = Checkpoint.parse(opened.text)
     if checkpoint.origin != origin:
         raise WrongOrigin(f"checkpoint of log {checkpoint.origin!r}, expected {origin!r}")
+    if origin not in signers:  # who trusts several logs must not let one of them speak for another
+        raise UnknownSigner(
+            f"the checkpoint of log {origin!r} is signed by {', '.join(map(repr, sorted(signers)))} only"
+        )
     return checkpoint

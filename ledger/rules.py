@@ -149,31 +149,32 @@ def _actor(known: Known, candidate: Candidate, kind: Kind) -> Iterator[Violation
     if known.size == 0:
         key = founder(event)
         keys = {key_id(key): key} if key else {}
-    signers = [keys[keyid] for keyid in candidate.verified if keyid in keys]
+    signers = [keys[keyid] for keyid in sorted(candidate.verified) if keyid in keys]
     if not signers:
         # A signature that fails is already reported as such.
         if not any(problem.field == "signatures" for problem in candidate.problems):
             yield _violation("signatures", "UNKNOWN_ACTOR", "no signature is by an enrolled actor's key")
         return
     own = [key for key in signers if key.actor == event.actor]
+    current = [key for key in own if key.retired_at is None]  # at most one: an actor has one key at a time
     if not own:
         yield _violation(
             "predicate.event.actor",
             "UNKNOWN_ACTOR",
             f"{event.actor!r} did not sign; {signers[0].actor!r} did",
         )
-    elif all(key.retired_at is not None for key in own):
+    elif not current:
         yield _violation(
             "signatures",
             "REVOKED_ACTOR",
             f"the key of {event.actor!r} was revoked or replaced at index {own[0].retired_at}; give its service the "
             "new key and restart it, or enrol the actor again: modelledger actors",
         )
-    elif own[0].role not in kind.roles:
+    elif current[0].role not in kind.roles:
         yield _violation(
             "predicate.event.kind",
             "KIND_NOT_ALLOWED",
-            f"an actor with role {own[0].role!r} may not write {kind.name}",
+            f"an actor with role {current[0].role!r} may not write {kind.name}",
         )
 
 

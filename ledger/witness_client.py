@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
-import socket
 import ssl
-import threading
 from urllib.parse import urlsplit
 
 from ledger.add_checkpoint import SIZE_TYPE, parse_size
 from ledger.errors import InvalidConfig, Refused, Unreachable
+from ledger.kit.bounded_http import BoundedConnection
 
-SECONDS = 10.0  # for a connection and for each piece; twice that for the whole answer from its first byte on
+SECONDS = 10.0  # for a connection and for each piece; twice that for the whole answer
 MAX_ANSWER = 64 << 10
 
 
@@ -48,58 +46,14 @@ class WitnessClient:
         raise Refused(f"it answered {status}{f': {told!r}' if told else ''}")
 
     def _post(self, body: bytes) -> tuple[int, str, bytes]:
-        connection = _Connection(self._host, self._port, self._tls)
+        connection = BoundedConnection(self._host, self._port, self._tls, SECONDS)
+        headers = {"content-type": "text/plain; charset=utf-8", "connection": "close"}
         try:
-            connection.request("POST", self._path, body, {"content-type": "text/plain; charset=utf-8"})
-            response = connection.getresponse()
-            answer = response.read(MAX_ANSWER + 1)
-            if connection.is_cut:
-                raise Unreachable("its answer does not end")
-            if len(answer) > MAX_ANSWER:
-                raise Refused(f"its answer has more than {MAX_ANSWER} bytes")
-            return response.status, response.headers.get("content-type", ""), answer
+            answer = connection.ask("POST", self._path, MAX_ANSWER, headers, body)
         except (OSError, http.client.HTTPException) as error:
-            if connection.is_cut:
-                raise Unreachable("its answer does not end") from None
             raise Unreachable(f"it does not answer: {error or type(error).__name__}") from None
         finally:
-            connection.end()
-
-
-class _Connection(http.client.HTTPConnection):
-    """One that is cut when its time is over.
-
-    http.client bounds the wait for each piece only: headers, or `100 Continue`, may come for ever.
-    """
-
-    def __init__(self, host: str, port: int | None, tls: ssl.SSLContext | None) -> None:
-        self.default_port = http.client.HTTPS_PORT if tls else http.client.HTTP_PORT
-        super().__init__(host, port, timeout=SECONDS)
-        self.is_cut = False
-        self._tls = tls
-        self._handle: socket.socket | None = None
-        self._timer = threading.Timer(2 * SECONDS, self._cut)
-        self._timer.daemon = True
-
-    def connect(self) -> None:
-        self.sock = socket.create_connection((self.host, self.port), self.timeout)
-        self.sock.setsockopt(
-            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-        )  # as http.client's own: the body follows at once
-        self._handle = self.sock.dup()  # stays usable while the other becomes one of TLS
-        self._timer.start()
-        if self._tls:
-            self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
-
-    def end(self) -> None:
-        """Not `close`, which http.client calls before the answer is read."""
-        self.close()
-        self._timer.cancel()
-        if self._handle:
-            self._handle.close()
-
-    def _cut(self) -> None:
-        self.is_cut = True
-        if self._handle:
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                self._handle.shutdown(socket.SHUT_RDWR)
+            connection.close()
+        if not answer.complete:
+            raise Refused(f"its answer has more than {MAX_ANSWER} bytes")
+        return answer.status, answer.headers.get("content-type", ""), answer.body

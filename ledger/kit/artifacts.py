@@ -185,10 +185,20 @@ def sync_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
+def below(folder: Path) -> Iterator[Path]:
+    """Everything below a folder, however deep; links are not followed. Raises OSError for what cannot be read."""
+    folders = [folder]
+    while folders:
+        for path in sorted(folders.pop().iterdir()):
+            yield path
+            if path.is_dir() and not path.is_symlink():
+                folders.append(path)
+
+
 def _files_below(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         raise NotFound(f"{folder} is not a directory")
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(below(folder)):
         if path.is_symlink():
             raise InvalidInput(f"{path} is a symbolic link; its target would not be covered by the digest")
         if path.is_file():

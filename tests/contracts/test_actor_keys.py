@@ -8,8 +8,16 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from ledger.errors import InvalidSignature, MalformedEvent, RevokedActor, RevokedMaterial, UnknownActor
+from ledger.errors import (
+    InvalidSignature,
+    KindNotAllowed,
+    MalformedEvent,
+    RevokedActor,
+    RevokedMaterial,
+    UnknownActor,
+)
 from ledger.events import ROLES
 from ledger.statement import Artifact
 from tests.audit import verify_whole_log
@@ -55,6 +63,21 @@ def test_a_wrong_signature_is_refused_by_its_reason(log: Log) -> None:
         log.append(signed(event_of(entry), ACTORS["quantizer"]))
     assert log.store.head.size == size
     log.append(entry)
+
+
+def test_a_key_that_was_revoked_lends_no_role(log: Log) -> None:
+    """Not even beside the actor's present one, in whatever order a set holds the two."""
+    for number in range(8):
+        name, old, new = f"bob{number}", signer(200 + number), signer(300 + number)
+        log.append(signed(enrolment(name, old, "trainer")))
+        revoked = {"actor": name, "reason": "moved"}
+        key = Artifact(f"actors/{name}", old.keyid)
+        log.append(log.sign("ledger", "ActorRevoked", f"actors/{name}", [key], revoked, version=2))
+        log.append(signed(enrolment(name, new, "quantizer", 3)))
+        event = replace(event_of(log.base(f"b{number}")), actor=name)
+        with pytest.raises(KindNotAllowed, match="role 'quantizer' may not write BaseModelRegistered"):
+            log.append(signed(event, old, new))
+    verify_whole_log(log.store)
 
 
 def test_keys_rotate_between_algorithms_and_each_signs_in_its_time(log: Log, store_factory: StoreFactory) -> None:

@@ -295,6 +295,35 @@ def test_an_audit_whose_state_cannot_be_kept_says_why(
     assert "nowhere a folder to write in?" in capsys.readouterr().err
 
 
+def test_what_was_refused_once_is_refused_again(
+    sqlite_stores: StoreFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last checkpoint that all was well at stays the last."""
+    log, file, trusted = Log(sqlite_stores()), tmp_path / "last", tmp_path / "trust.toml"
+    log.append(log.dataset("one"))
+    pin = f'logs = ["{log_signer().vkey()}"]\n[[actors]]\nname = "trainer"\nkeys = ["{"0" * 64}"]\n'
+    trusted.write_text(pin)
+    arguments = ["audit", sqlite_stores.url_of(log.store), "--checkpoint", str(file), "--trust"]
+    for _ in range(2):
+        assert run([*arguments, str(trusted)]) == 1
+        assert "NOT VALID" in capsys.readouterr().out
+    assert not file.exists()
+    assert run([*arguments, log_signer().vkey()]) == 0
+    file.write_bytes(b"")
+    assert run([*arguments, log_signer().vkey()]) == 1
+    assert "is empty" in capsys.readouterr().err
+
+
+def test_one_trusted_log_cannot_speak_for_another(sqlite_stores: StoreFactory) -> None:
+    entries = Log(sqlite_stores()).store.entries(0, 7)
+    other = LogSigner("other.log", log_signer(bytes(32)).private_key)
+    forged = EntryLog(entries, other)
+    text = forged.checkpoint().partition(b"\n\n")[0].replace(b"other.log", b"test.log") + b"\n"
+    forged.checkpoint = lambda: other.sign(text)
+    with pytest.raises(InvalidSignature, match=r"is signed by 'other\.log' only"):
+        audit(forged, [*VERIFIERS, other.verifier], jobs=1)
+
+
 def test_a_state_of_another_checkpoint_is_not_used(sqlite_stores: StoreFactory, tmp_path: Path) -> None:
     log, path = Log(sqlite_stores()), tmp_path / "state"
     entries = EntryLog(log.store.entries(0, 7), log_signer())

@@ -336,7 +336,7 @@ def test_an_answer_that_never_ends_is_cut(
         thread = threading.Thread(target=answer)
         thread.start()
         try:
-            with pytest.raises(Unreachable, match="its answer does not end"):
+            with pytest.raises(Unreachable, match="the answer does not end"):
                 WitnessClient(f"{scheme}://localhost:{server.getsockname()[1]}").add_checkpoint(b"old 0\n\nx")
         finally:
             over.set()

@@ -16,6 +16,8 @@ import pytest
 from ledger import bundle, manifest, model_signature
 from ledger.bundle import MANIFEST, SEAL
 from ledger.bundle_files import write_folder, write_zip
+from ledger.errors import InvalidInput
+from ledger.kit.artifacts import scan_directory
 from ledger.report import Report
 from tests.bundles import files_of, found, reseal, stranger, unpacked
 from tests.certified import Certified
@@ -67,6 +69,29 @@ def test_harmful_archives(audit: Callable[..., Report], tmp_path: Path) -> None:
     assert [check.status for check in audit(tmp_path / "nothing").failures] == ["MISSING"]
     (tmp_path / "empty").mkdir()
     assert not audit(tmp_path / "empty").ok
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archives_of_other_methods(original: Path, audit: Callable[..., Report], tmp_path: Path, method: int) -> None:
+    """Python's zipfile bounds what it unpacks of deflate only: a thousand bytes of bzip2 make two gigabytes."""
+    archive = tmp_path / "bundle.zip"
+    with zipfile.ZipFile(archive, "w", method) as made:
+        for name in files_of(original):
+            made.writestr(name, (original / name).read_bytes())
+    report = audit(archive)
+    assert [check.reason for check in report.failures] == ["zip-bomb"]
+
+
+def test_a_folder_that_is_very_deep(copy: Path, audit: Callable[..., Report]) -> None:
+    deep = copy.joinpath(*"a" * 1_200)
+    subprocess.run(["mkdir", "-p", deep], check=True)  # pathlib's own way is recursive
+    (deep / "file").touch()
+    assert not audit(copy).ok
+    (deep / "link").symlink_to("file")
+    with pytest.raises(InvalidInput, match="symbolic link"):
+        scan_directory(copy)
+    subprocess.run(["rm", "-r", copy / "a"], check=True)
+    assert audit(copy).ok
 
 
 def test_symbolic_link_in_a_folder(copy: Path, audit: Callable[..., Report]) -> None:

@@ -6,7 +6,6 @@ RemoteLog(client, "127.0.0.1:50051")    the ledger's gRPC API; events with their
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import ssl
 import threading
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 
 from ledger.audit_source import Bundle, Columns, cuts, fault
 from ledger.errors import InvalidInput, NotFound, Unreachable
+from ledger.kit.bounded_http import BoundedConnection, Endless
 from ledger.merkle import HASH_SIZE, TILE_WIDTH, Tile, tile_width
 from ledger.note import MAX_NOTE_SIZE
 from ledger.tiles import MAX_ENTRY, bundle_path, decode_bundle, tile_path
@@ -29,7 +29,7 @@ from modelledger.client import Client
 CONNECTIONS = 4
 AHEAD = 8  # bundles that are fetched before they are asked for
 ATTEMPTS = 4
-TIMEOUT = 30.0  # seconds
+TIMEOUT = 30.0  # seconds for each piece of an answer, twice that for all of it
 MAX_BUNDLE = TILE_WIDTH * (2 + MAX_ENTRY)
 PAGE = 1_000
 
@@ -45,7 +45,7 @@ class StaticLog:
         self._host, self._prefix = parts.netloc.rpartition("@")[2], parts.path.rstrip("/")
         self._tls = ssl.create_default_context(cafile=ca_file or None) if parts.scheme == "https" else None
         self._of_thread = threading.local()
-        self._opened: list[http.client.HTTPConnection] = []
+        self._opened: list[BoundedConnection] = []
         self._fetchers = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="fetch")
 
     def __enter__(self) -> Self:
@@ -110,24 +110,22 @@ class StaticLog:
             if attempt:
                 time.sleep(0.2 * 2**attempt)
             try:
-                connection = self._connection()
-                connection.request("GET", f"{self._prefix}/{path}", headers={"accept-encoding": "gzip"})
-                response = connection.getresponse()
-                data = response.read(limit + 1)
-                gzipped = response.headers.get("content-encoding", "").lower() == "gzip"
+                answer = self._connection().ask("GET", f"{self._prefix}/{path}", limit, {"accept-encoding": "gzip"})
+            except Endless as error:
+                problem = str(error)
+                break
             except (OSError, http.client.HTTPException) as error:
                 problem = str(error) or type(error).__name__
-                self._hang_up()
                 continue
-            if len(data) > limit:
-                self._hang_up()
+            if not answer.complete:
                 raise fault(path, f"{self.name}/{path}: longer than {limit} bytes")
-            if response.status == 200:
-                return self._unzip(path, data, limit) if gzipped else data
-            if response.status in (404, 410):
+            if answer.status == 200:
+                gzipped = answer.headers.get("content-encoding", "").lower() == "gzip"
+                return self._unzip(path, answer.body, limit) if gzipped else answer.body
+            if answer.status in (404, 410):
                 return None
-            problem = f"HTTP status {response.status}"
-            if response.status < 500 and response.status != 429:
+            problem = f"HTTP status {answer.status}"
+            if answer.status < 500 and answer.status != 429:
                 break
         raise Unreachable(f"{self.name}/{path}: {problem}")
 
@@ -141,21 +139,14 @@ class StaticLog:
             raise fault(path, f"{self.name}/{path}: cut off, or longer than {limit} bytes")
         return plain
 
-    def _connection(self) -> http.client.HTTPConnection:
+    def _connection(self) -> BoundedConnection:
         """This thread's, kept open between requests."""
-        connection: http.client.HTTPConnection | None = getattr(self._of_thread, "connection", None)
+        connection: BoundedConnection | None = getattr(self._of_thread, "connection", None)
         if connection is None:
-            if self._tls:
-                connection = http.client.HTTPSConnection(self._host, timeout=TIMEOUT, context=self._tls)
-            else:
-                connection = http.client.HTTPConnection(self._host, timeout=TIMEOUT)
+            connection = BoundedConnection(self._host, None, self._tls, TIMEOUT)
             self._of_thread.connection = connection
             self._opened.append(connection)
         return connection
-
-    def _hang_up(self) -> None:
-        with contextlib.suppress(OSError):
-            self._of_thread.connection.close()
 
 
 class RemoteLog:

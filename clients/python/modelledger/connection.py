@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
+from ledger.errors import Damaged
 from ledger.kit.client import DEADLINE, Streaming, call, connect, stream
 from modelledger.inference.v1 import inference_pb2_grpc
 from modelledger.ledger.v1 import (
@@ -23,6 +24,7 @@ from modelledger.trainer.v1 import trainer_pb2_grpc
 DEFAULT_SERVER = "127.0.0.1:50051"
 CHUNK = 1 << 20  # bytes of a file in one message
 PAGE = 100
+MAX_EMPTY = 10_000  # pages on end: a filter that matches next to nothing gets some
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -89,12 +91,16 @@ class Connection:
 
     def _pages(self, method: Any, request: Any, field: str) -> Iterator[Any]:
         request.page_size = request.page_size or PAGE
-        while True:
+        empty = 0
+        while empty < MAX_EMPTY:
             response = self._call(method, request)
-            yield from getattr(response, field)
+            page = getattr(response, field)
+            yield from page
             if not response.next_page_token:
                 return
             request.page_token = response.next_page_token
+            empty = 0 if page else empty + 1
+        raise Damaged(f"the service sent {MAX_EMPTY} pages without anything, and says that there are more")
 
 
 def chunks(path: Path, progress: Progress) -> Iterator[bytes]:

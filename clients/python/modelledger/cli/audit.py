@@ -70,7 +70,6 @@ def audit_and_tell(source: Source, trusted: tuple[str, ...], checkpoint: Path | 
     """Audit and print what was found; exit 1 when it is not sound."""
     from ledger.audit import claimed_key
     from ledger.trust import Trust, read_all
-    from ledger.verify_keys import UNPINNED
 
     trust = read_all(trusted) if trusted else None
     try:
@@ -87,7 +86,7 @@ def audit_and_tell(source: Source, trusted: tuple[str, ...], checkpoint: Path | 
             }
         )
         raise SystemExit(1) from None
-    refused = any(one.reason.startswith(UNPINNED) for one in audited.untrusted)
+    refused = _is_refused(audited)
     facts = {
         "origin": audited.origin,
         "events": audited.size,
@@ -111,6 +110,12 @@ def audit_and_tell(source: Source, trusted: tuple[str, ...], checkpoint: Path | 
         raise SystemExit(1)
 
 
+def _is_refused(audited: Audited) -> bool:
+    from ledger.verify_keys import UNPINNED
+
+    return any(one.reason.startswith(UNPINNED) for one in audited.untrusted)
+
+
 def _verdict(trusted: bool, refused: bool) -> str:
     if refused:
         return "NOT VALID: your trust file does not allow every signer"
@@ -129,12 +134,14 @@ def _audit(source: Source, trust: Trust, checkpoint: Path | None, jobs: int) -> 
     if checkpoint and checkpoint.exists():
         with checkpoint.open("rb") as file:
             since = file.read(MAX_NOTE_SIZE + 1)
+        if not since:
+            raise InvalidInput(f"{checkpoint}: is empty, and not the last checkpoint seen; remove it to begin anew")
     path = checkpoint.with_name(checkpoint.name + STATE) if checkpoint else None
     with AuditState(path, since) as state, counting_bar("verifying events") as progress:
         audited = audit_log(
             source, trust.verifiers(), since=since, state=state, trust=trust, jobs=jobs, progress=progress
         )
-        if checkpoint:
+        if checkpoint and not _is_refused(audited):
             # The state first: a checkpoint without its state only costs time, the other way round it would not fit.
             state.save(audited.note)
             _replace(checkpoint, audited.note)

@@ -119,9 +119,9 @@ def proof(session: Session, index: int, out: Path | None, trusted: tuple[str, ..
     client = session.client
     verifiers = _verifiers(client, trusted)
     response = client.inclusion_proof(index)
-    encoded = encode_proof(index, response.proof.hashes, response.checkpoint)
     origin = open_trusted(response.checkpoint, verifiers, "the ledger").origin
     try:
+        encoded = encode_proof(index, response.proof.hashes, response.checkpoint)
         verify_proof(parse_proof(encoded), client.event(index).envelope, verifiers, origin)
     except NoteError as error:
         raise DamagedLog(f"the ledger's proof of event {index} does not hold: {error}") from None
@@ -248,7 +248,10 @@ def _url(data: Path | None, database: str) -> str:
 
 def _verifiers(client: Client, trusted: tuple[str, ...]) -> list[Verifier]:
     if not trusted:
-        return [Verifier.parse(client.checkpoint().vkey)]
+        try:
+            return [Verifier.parse(client.checkpoint().vkey)]
+        except NoteError as error:
+            raise DamagedLog(f"the ledger hands out a key that is none: {error}") from None
     return read_all(trusted).verifiers()
 
 

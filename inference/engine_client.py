@@ -17,7 +17,6 @@ import itertools
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 from collections import deque
@@ -28,6 +27,7 @@ from typing import IO, Any, NamedTuple
 
 from inference.generation import Done, Generation, Piece
 from ledger.errors import BY_REASON, ModelLedgerError, Unreachable
+from ledger.kit.child import signal_name
 
 log = logging.getLogger(__name__)
 MAX_LINE = 1 << 20
@@ -180,16 +180,22 @@ class Engine:
             answers.put_nowait({"type": "error", "reason": Unreachable.reason, "message": reason})
 
     async def _log_errors(self) -> None:
-        while line := await self._pipes.errors.readline():
+        while line := await self._error_line():
             text = line.decode(errors="replace").rstrip()
             self._last_words.append(text)
             log.info("engine %d: %s", self._process.pid, text)
+
+    async def _error_line(self) -> bytes:
+        try:
+            return await self._pipes.errors.readline()
+        except ValueError:  # it has been passed over; what comes behind it is read on
+            return b"(a line that is too long to show)"
 
     async def _epitaph(self, when: str) -> str:
         """One sentence about how the child ended. The file's name only: callers need no path of this machine."""
         code = await self._wait()
         await self._logging
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        how = signal_name(-code) if code < 0 else f"exit code {code}"
         log.log(
             logging.INFO if self._closing else logging.WARNING,
             "engine %d of %s ended %s (%s): %s",

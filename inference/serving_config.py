@@ -134,6 +134,9 @@ def load(path: Path) -> Serving:
         raise InvalidConfig(f"{path}: {error.strerror}") from None
     if len(data) > MAX_FILE_BYTES:
         raise InvalidConfig(f"{path}: larger than {MAX_FILE_BYTES} bytes")
+    if not data.strip():
+        # As a file is between the two steps in which most programs write one.
+        raise InvalidConfig(f"{path}: is empty; to serve nothing, list every model with enabled = false")
     return parse(data, str(path))
 
 

@@ -38,6 +38,7 @@ class Upkeep:
         self._deployments = deployments
         self._recorded: dict[str, bool] = {}
         self._recording = asyncio.Lock()
+        self._unloading: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -46,9 +47,10 @@ class Upkeep:
         self._task = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        ending = [self._task, *self._unloading.values()]
+        for task in ending:
+            task.cancel()
+        await asyncio.wait(ending)
 
     def look(self) -> None:
         """Something changed. May be called from any thread."""
@@ -92,6 +94,7 @@ class Upkeep:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_AGAIN):
                     await self._wake.wait()
+            if self._wake.is_set():  # also in the moment in which the wait was over
                 done = None
 
     async def _record(self, serving: Serving) -> None:
@@ -114,8 +117,19 @@ class Upkeep:
             wanted.add(file.gguf.sha256)
             if model.auto_load or model.name in in_memory:
                 await self._load(file)
-        for sha256 in held.keys() - wanted:
+        for sha256 in wanted & self._unloading.keys():
+            self._unloading[sha256].cancel()  # it is served again, and answers on
+        for sha256 in held.keys() - wanted - self._unloading.keys():
+            self._unloading[sha256] = asyncio.create_task(self._unload(sha256))
+
+    async def _unload(self, sha256: str) -> None:
+        """As long as its answers take; meanwhile the log may say otherwise."""
+        try:
             await self._engines.unload(sha256)
+        except Exception:
+            log.exception("the engine of %s was not unloaded", sha256)
+        finally:
+            del self._unloading[sha256]
 
     async def _load(self, file: Vouched) -> None:
         try:

@@ -14,6 +14,14 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 Report = Callable[[Mapping[str, Any]], None]
 
 
+def signal_name(number: int) -> str:
+    """Also of those that have none, signal(7)."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def claim_stdout() -> Report:
     """Keep the real stdout for messages, one JSON object a line; whatever else prints to it, in Python or in C, lands
     on stderr. The answer sends one message; it raises BrokenPipeError when nobody listens any more."""

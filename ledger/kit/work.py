@@ -30,6 +30,7 @@ from eventsourcing.persistence import IntegrityError
 from ledger import strict_json
 from ledger.errors import ModelLedgerError, Overloaded, Unreachable, WrongStreamVersion
 from ledger.kit.application import LedgerApplication
+from ledger.kit.child import signal_name
 from ledger.kit.commands import MAX_DELIVERIES, Commands
 from ledger.kit.hold import LOST, STOPPED, Hold
 from ledger.kit.work_folder import WorkFolder
@@ -74,7 +75,7 @@ class Ended:
         if self.problem:
             return self.problem
         if self.code < 0:
-            name = signal.Signals(-self.code).name
+            name = signal_name(-self.code)
             return f"the working process was killed by {name}" + (
                 " (out of memory?)" if self.code == -signal.SIGKILL else ""
             )

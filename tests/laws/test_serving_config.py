@@ -137,7 +137,7 @@ def test_what_is_wrong_is_named(text: str, field: str | None, reason: str) -> No
     assert (field or "") in error.value.message
 
 
-@pytest.mark.parametrize("data", [b"\xff", b"a = " + b"[" * 100_000, b"#" * (2 << 20)])
+@pytest.mark.parametrize("data", [b"\xff", b"a = " + b"[" * 100_000, b"#" * (2 << 20), b"", b"\n"])
 def test_hostile_files_are_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "serving.toml"
     path.write_bytes(data)
@@ -158,6 +158,10 @@ def test_a_good_edit_holds_at_once_and_a_bad_one_changes_nothing(tmp_path: Path)
     assert config.current() is first
     assert config.problem
     assert "models[1].x" in config.problem.message
+
+    path.write_text("")  # it is being written
+    assert config.current() is first
+    assert "is empty" in config.problem.message
 
     path.write_text(GOOD.replace("512", "1024"))
     assert config.current().engine.context == 1024

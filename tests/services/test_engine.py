@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import uvloop  # services run on it
@@ -19,6 +21,7 @@ import uvloop  # services run on it
 from inference.engine_client import Engine
 from inference.generation import Generation, Message
 from ledger.errors import ArtifactMismatch, Damaged, InvalidInput, MissingCapability, NotFound, Unreachable
+from ledger.kit.work import Ended
 from tests.engines import CONTEXT, QUESTIONS, RAMBLING, ask, chat, digest
 
 
@@ -398,3 +401,25 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_line_too_long_to_show_ends_nothing() -> None:
+    """A chat template may put what it was asked into the words that it refuses it with."""
+
+    async def words() -> list[str]:
+        engine = Engine.__new__(Engine)
+        errors = asyncio.StreamReader(limit=100)
+        engine._pipes = SimpleNamespace(errors=errors)
+        engine._process = SimpleNamespace(pid=1)
+        engine._last_words = deque(maxlen=5)
+        errors.feed_data(b"first\n" + b"x" * 500 + b"\nlast\n")
+        errors.feed_eof()
+        await engine._log_errors()
+        return list(engine._last_words)
+
+    assert asyncio.run(words()) == ["first", "(a line that is too long to show)", "last"]
+
+
+def test_a_signal_without_a_name_is_told_by_its_number() -> None:
+    assert "killed by signal 40" in Ended(-40, "").reason
+    assert "killed by SIGKILL (out of memory?)" in Ended(-9, "").reason

@@ -8,14 +8,19 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from inference import pool as pool_module
+from inference.engines import Engines
+from inference.gate import Vouched
 from inference.generation import Generation
 from inference.pool import Change, EnginePool
-from inference.serving_config import EngineSettings
+from inference.serving_config import EngineSettings, ServedModel, Serving
+from inference.upkeep import Upkeep
 from ledger.errors import ArtifactMismatch, NotFound, Overloaded, Unreachable
+from ledger.statement import Artifact
 from tests.engines import CONTEXT, QUESTIONS, RAMBLING, ask, chat, collect, digest
 
 Scenario = Callable[[EnginePool, list[tuple[str, str]]], Awaitable[None]]
@@ -139,6 +144,53 @@ def test_unload_waits_for_running_requests_and_others_load_meanwhile(endless_ggu
         assert seen == [("loaded", "requested"), ("loaded", "requested"), ("unloaded", "requested")]
 
     with_pool(scenario, max_engines=2)
+
+
+def test_what_is_served_again_is_not_unloaded(
+    endless_gguf: Path, other_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version is made active, and before the answers of the first have ended this one is again."""
+    monkeypatch.setattr(pool_module, "DRAIN_SECONDS", 1.0)
+    first, second = (
+        Vouched("acme/m", version, Artifact("gguf/x", digest(path)), 1, path)
+        for version, path in (("v1.0", endless_gguf), ("v1.1", other_gguf))
+    )
+    serving = Serving("acme/m", (ServedModel("acme/m", True),), EngineSettings(context=CONTEXT))
+    active = [first]
+
+    async def servable(model: ServedModel) -> tuple[Vouched, str]:
+        return active[0], ""
+
+    async def run() -> None:
+        engines = Engines(lambda: serving.engine, SimpleNamespace(add=lambda *_: None))
+        upkeep = Upkeep(
+            SimpleNamespace(current=lambda: serving, path="serving.toml"),
+            SimpleNamespace(servable=servable),
+            engines,
+            SimpleNamespace(changed=lambda *_: None),
+        )
+        await engines.load(first)
+        upkeep.start()
+        try:
+            async with engines._pool.lease(digest(endless_gguf), endless_gguf) as engine:
+                active[0] = second
+                upkeep.look()
+                while not upkeep._unloading:
+                    await asyncio.sleep(0.01)
+                active[0] = first
+                upkeep.look()
+                await asyncio.sleep(2)
+                assert engine.alive
+                assert not upkeep._unloading
+                active[0] = second
+                upkeep.look()
+            while digest(endless_gguf) in engines.held():
+                await asyncio.sleep(0.01)
+        finally:
+            await upkeep.stop()
+            await engines.close()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
 
 
 def test_what_runs_too_long_is_ended_with_the_reason(

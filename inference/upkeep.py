@@ -120,7 +120,9 @@ class Upkeep:
         for sha256 in wanted & self._unloading.keys():
             self._unloading[sha256].cancel()  # it is served again, and answers on
         for sha256 in held.keys() - wanted - self._unloading.keys():
-            self._unloading[sha256] = asyncio.create_task(self._unload(sha256))
+            unloading = self._unloading[sha256] = asyncio.create_task(self._unload(sha256))
+            # Also of one that is cancelled before it has begun.
+            unloading.add_done_callback(lambda _, sha256=sha256: self._unloading.pop(sha256))
 
     async def _unload(self, sha256: str) -> None:
         """As long as its answers take; meanwhile the log may say otherwise."""
@@ -128,8 +130,6 @@ class Upkeep:
             await self._engines.unload(sha256)
         except Exception:
             log.exception("the engine of %s was not unloaded", sha256)
-        finally:
-            del self._unloading[sha256]
 
     async def _load(self, file: Vouched) -> None:
         try:

@@ -68,9 +68,8 @@ class BoundedConnection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.create_connection((self.host, self.port), self._seconds)
-        self.sock.setsockopt(
-            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-        )  # as http.client's own: the body follows at once
+        # As http.client's own does: the body follows the head at once.
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._tls:
             self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)  # in `seconds` altogether
         self._connected = self.sock

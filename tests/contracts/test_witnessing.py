@@ -5,12 +5,10 @@ from __future__ import annotations
 import base64
 import http.server
 import logging
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -29,10 +27,10 @@ from ledger.witness.witness import Answer
 from ledger.witness_client import MAX_ANSWER, WitnessClient
 from ledger.witness_follower import WitnessFollower
 from ledger.witnessing import Witnessing, open_witnessing
-from tests.authority import Authority
 from tests.databases import ORIGIN, StoreFactory, log_signer
 from tests.house import eventually
 from tests.logs import Log
+from tests.raw_answers import answering
 from tests.witnesses import TinyLog, add_checkpoint, cosigner
 
 INTERVAL = 0.05
@@ -308,39 +306,11 @@ def test_a_silent_witness_delays_nothing(asking: Asking) -> None:
         eventually(lambda: agreed_size(checkpoints) == size)
 
 
-@pytest.mark.parametrize("scheme", ["http", "https"])
-@pytest.mark.parametrize(
-    "endless", ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 200 OK\r\nx: ", "HTTP/1.1 200 OK\r\n\r\n"]
-)
-def test_an_answer_that_never_ends_is_cut(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endless: str, scheme: str
-) -> None:
-    """Each piece of it comes at once."""
+def test_a_witness_that_never_ends_its_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ledger.witness_client.SECONDS", 0.5)
-    authority, context = Authority(tmp_path), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*authority.issue("witness", None, "localhost"))
-    monkeypatch.setenv("SSL_CERT_FILE", authority.file)  # what OpenSSL trusts
-    again = endless if "100" in endless else "a"
-
-    def answer() -> None:
-        connection, _ = server.accept()
-        if scheme == "https":
-            connection = context.wrap_socket(connection, server_side=True)
-        with closing(connection), suppress(OSError):
-            connection.sendall(endless.encode())
-            while not over.wait(0.02):
-                connection.sendall(again.encode())
-
-    over = threading.Event()
-    with closing(socket.create_server(("localhost", 0))) as server:
-        thread = threading.Thread(target=answer)
-        thread.start()
-        try:
-            with pytest.raises(Unreachable, match="the answer does not end"):
-                WitnessClient(f"{scheme}://localhost:{server.getsockname()[1]}").add_checkpoint(b"old 0\n\nx")
-        finally:
-            over.set()
-            thread.join()
+    never = pytest.raises(Unreachable, match="the answer does not end")
+    with answering(b"", again=b"HTTP/1.1 100 Continue\r\n\r\n") as port, never:
+        WitnessClient(f"http://127.0.0.1:{port}").add_checkpoint(b"old 0\n\nx")
 
 
 def test_an_answer_in_time_leaves_no_clock_running() -> None:

@@ -3,47 +3,26 @@
 from __future__ import annotations
 
 import http.client
-import socket
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+import ssl
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from modelledger.audit_sources import StaticLog
 
 from ledger.errors import Unreachable
 from ledger.kit.bounded_http import BoundedConnection, Endless
+from tests.authority import Authority
+from tests.raw_answers import answering
 
 LIMIT = 1_000
 
 
-@contextmanager
-def answering(*answers: bytes, again: bytes = b"") -> Iterator[int]:
-    """The port of a server that gives these answers on one connection; behind the last comes `again`, for ever."""
-    over = threading.Event()
-
-    def serve() -> None:
-        with suppress(OSError):
-            connection, _ = server.accept()
-            with closing(connection):
-                for answer in answers:
-                    connection.recv(10_000)
-                    connection.sendall(answer)
-                while again and not over.wait(0.01):
-                    connection.sendall(again)
-
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield server.getsockname()[1]
-        finally:
-            over.set()
-            thread.join()
-
-
-def ask(port: int, seconds: float = 30.0, times: int = 1) -> Sequence[tuple[int, bytes, bool]]:
-    with closing(BoundedConnection("127.0.0.1", port, None, seconds)) as connection:
+def ask(
+    port: int, seconds: float = 30.0, times: int = 1, tls: ssl.SSLContext | None = None
+) -> Sequence[tuple[int, bytes, bool]]:
+    with closing(BoundedConnection("localhost", port, tls, seconds)) as connection:
         answers = [connection.ask("GET", "/", LIMIT, {}) for _ in range(times)]
     return [(answer.status, answer.body, answer.complete) for answer in answers]
 
@@ -110,10 +89,19 @@ def test_a_chunk_of_negative_size_is_not_all_that_is_to_come() -> None:
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n", b"x: y\r\n"),
     ],
 )
-def test_an_answer_that_goes_on_for_ever_is_cut(answer: bytes, again: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_an_answer_that_goes_on_for_ever_is_cut(
+    answer: bytes, again: bytes, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each piece of it comes at once."""
     monkeypatch.setattr("tests.services.test_bounded_http.LIMIT", 1 << 20)
-    with answering(answer, again=again) as port, pytest.raises((Endless, http.client.HTTPException)):
-        ask(port, 0.3)
+    server, client = None, None
+    if scheme == "https":
+        authority = Authority(tmp_path)
+        server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cafile=authority.file)
+        server.load_cert_chain(*authority.issue("server", None, "localhost"))
+    with answering(answer, again=again, tls=server) as port, pytest.raises(Endless):
+        ask(port, 1.0, tls=client)
 
 
 def test_a_log_that_never_ends_its_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

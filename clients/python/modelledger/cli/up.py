@@ -123,7 +123,8 @@ async def _serve(configs: Configs, as_json: bool) -> None:
     from quantizer.wiring import QuantizerPart
     from trainer.wiring import TrainerPart
 
-    (configs.ledger.data / BASES).mkdir(parents=True, exist_ok=True)
+    if (default := configs.ledger.data / BASES) in configs.trainer.bases:
+        default.mkdir(parents=True, exist_ok=True)
     # The ledger first: it makes the data directory and the keys that the others sign with.
     parts: list[Part] = [
         LedgerPart(configs.ledger),
